@@ -1,0 +1,7 @@
+"""Plain helpers without tensors and without GANs: configuration dictionaries, user errors, files, downloads, logging, CLI parsing."""
+
+from dnnlib.easydict import EasyDict
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_path, atomic_write_bytes, atomic_write_text
+
+__all__ = ["EasyDict", "UserError", "atomic_path", "atomic_write_bytes", "atomic_write_text"]

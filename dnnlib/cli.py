@@ -1,0 +1,63 @@
+"""Command-line parsing that the commands share: number ranges, comma lists, and user errors as one sentence with exit code 2."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+
+import click
+
+from dnnlib.errors import UserError
+
+MAX_RANGE = 10_000_000
+
+
+class IntRangeList(click.ParamType):
+    """`1,2,5-10` as a list of integers, both ends of a range included, order and repetitions kept."""
+
+    name = "a,b,c-d"
+
+    def convert(self, value, param, ctx) -> list[int]:
+        """Parses the text; fails through click, which names the option."""
+        if not isinstance(value, str):
+            return list(value)
+        numbers: list[int] = []
+        for part in value.split(","):
+            match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+            if match is None:
+                self.fail(f"{part!r} is neither a number nor a range such as 5-10", param, ctx)
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first or last - first >= MAX_RANGE:
+                self.fail(f"{part!r} is not an increasing range of at most {MAX_RANGE:,} numbers", param, ctx)
+            numbers.extend(range(first, last + 1))
+        return numbers
+
+
+class CommaList(click.ParamType):
+    """`a,b` as ['a', 'b']; `none` (or nothing) as []."""
+
+    name = "a,b"
+
+    def convert(self, value, param, ctx) -> list[str]:
+        """Parses the text; names keep their order, repetitions are dropped."""
+        if not isinstance(value, str):
+            return list(value)
+        if value.strip().lower() in ("", "none"):
+            return []
+        return list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+def run_command(command: click.Command, args: Sequence[str] | None = None) -> None:
+    """Runs a click command as a script: UserError becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        result = command.main(args=args, standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

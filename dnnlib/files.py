@@ -1,0 +1,43 @@
+"""Files that are either whole or not there: write to a temporary name, sync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import uuid
+from collections.abc import Iterator
+
+from dnnlib.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path in the folder of `path`; on success it is synced and renamed to `path`, on any error removed.
+
+    Raises:
+        UserError: the folder is missing, not writable, or the disk is full.
+    """
+    path = pathlib.Path(path)
+    # The suffix stays, because writers such as PIL choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes `data` to `path`, whole or not at all. Raises UserError where that is impossible."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` as UTF-8 to `path`, whole or not at all. Raises UserError where that is impossible."""
+    atomic_write_bytes(path, text.encode("utf-8"))

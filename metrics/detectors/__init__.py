@@ -1,0 +1,102 @@
+"""Detectors: networks that turn images into the features or class probabilities that metrics compare.
+
+`get_detector` is the way in. `inception` and `vgg16` are the TorchScript files of StyleGAN2-ADA's protocols (`torchscript.py`), `embedded`
+ships with the code (`embedded.py`), and any other TorchScript file can be named by its path or URL.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import torch
+
+from dnnlib import UserError
+from metrics.detectors import embedded, torchscript
+from metrics.detectors.images import to_rgb_uint8
+
+OUTPUTS = ("features", "probabilities")
+
+
+@dataclasses.dataclass
+class Detector:
+    """One network with one kind of output.
+
+    Attributes:
+        name: what result keys and records call it.
+        digest: SHA-256 of its weights, hex.
+        output: "features" or "probabilities".
+        resize: how images reach its input size, in words, for the record.
+        feature_dim: width of its output, None until the first call.
+    """
+
+    name: str
+    digest: str
+    output: str
+    resize: str
+    run: Callable[[torch.Tensor], torch.Tensor]
+    feature_dim: int | None = None
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images [N, C, H, W] with 1, 3 or 4 channels, on the detector's device -> float32 [N, D].
+
+        Raises:
+            UserError: images of another kind, or a network whose output is no matrix of N rows.
+        """
+        result = self.run(to_rgb_uint8(images))
+        if not isinstance(result, torch.Tensor) or result.ndim != 2 or len(result) != len(images):
+            shape = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+            raise UserError(f"detector {self.name} returned {shape} for {len(images)} images; a matrix of {len(images)} rows is needed")
+        self.feature_dim = result.shape[1]
+        return result.to(torch.float32)
+
+
+def detector_name(spec: str) -> str:
+    """The name that results of detector `spec` carry: a known name, or a file's name without its suffix."""
+    return spec if spec == "embedded" else torchscript.name_of(spec)
+
+
+def check_detector(spec: str) -> None:
+    """Makes sure that detector `spec` can be loaded, downloading its file where needed, before any work starts.
+
+    Raises:
+        UserError: unknown name, missing or unreadable file, or a download that fails.
+    """
+    if spec == "embedded":
+        embedded.weights_digest()
+    else:
+        torchscript.locate(spec)
+
+
+def get_detector(spec: str, device: torch.device | str, need: str = "features") -> Detector:
+    """Loads a detector onto `device`. The network is kept in memory, so that asking again costs nothing.
+
+    Args:
+        spec: "inception", "vgg16", "embedded", or the path or URL of a TorchScript file that maps uint8 RGB images to [N, D].
+        device: where it runs.
+        need: "features", or "probabilities" of its classes.
+
+    Raises:
+        UserError: unknown name, file missing, damaged or not to be downloaded, or a network without the output that is needed.
+    """
+    if need not in OUTPUTS:
+        raise UserError(f"a detector has no output {need!r}; known are: {', '.join(OUTPUTS)}")
+    network, digest, resize = _load(spec, str(device))
+    run = _embedded_run(network, need) if spec == "embedded" else torchscript.runner(network, detector_name(spec), need)
+    return Detector(name=detector_name(spec), digest=digest, output=need, resize=resize, run=run)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(spec: str, device: str) -> tuple[torch.nn.Module, str, str]:
+    """(network, digest, resize) of a detector on a device."""
+    if spec == "embedded":
+        resize = f"antialiased bilinear to {embedded.RESOLUTION}x{embedded.RESOLUTION}"
+        return embedded.load_embedded(device), embedded.weights_digest(), resize
+    network, digest = torchscript.load(spec, device)
+    return network, digest, "inside the detector"
+
+
+def _embedded_run(network: embedded.EmbeddedDetector, need: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    return network.probabilities if need == "probabilities" else network

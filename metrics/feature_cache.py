@@ -1,0 +1,78 @@
+"""Features and statistics of real images on disk, keyed by content: data set fingerprint, detector digest and protocol, never by a path.
+
+An entry is a safetensors file with a checksum of its tensors. One that cannot be read or does not match is discarded and computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import zlib
+from collections.abc import Callable
+
+import safetensors
+import safetensors.torch
+import torch
+
+from dnnlib import atomic_path, download
+
+FORMAT = 1  # Part of every key: raise it when features of the same images, detector and protocol would come out differently.
+
+
+class FeatureCache:
+    """A folder of cached tensors.
+
+    Args:
+        folder: default is `feature-cache` in the project's cache folder; created on the first write.
+        enabled: False finds nothing and keeps nothing.
+        log: receives one line per entry that is used or rebuilt.
+    """
+
+    def __init__(self, folder: pathlib.Path | str | None = None, enabled: bool = True, log: Callable[[str], None] | None = None):
+        self.enabled = enabled
+        self.folder = None if not enabled else pathlib.Path(folder) if folder is not None else download.cache_dir("feature-cache")
+        self.log = log or (lambda line: None)
+
+    def path(self, key: dict) -> pathlib.Path:
+        """The file of an entry; `key` is a JSON-able description of everything that its content depends on."""
+        text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
+        return self.folder / f"{key['detector']}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+
+    def load(self, key: dict) -> dict[str, torch.Tensor] | None:
+        """The tensors of an entry, or None where it is absent, damaged or not allowed."""
+        if not self.enabled or not self.path(key).is_file():
+            return None
+        path = self.path(key)
+        try:
+            with safetensors.safe_open(path, framework="pt") as handle:
+                names = handle.keys()
+                tensors = {name: handle.get_tensor(name) for name in names}
+                intact = (handle.metadata() or {}).get("checksum") == _checksum(tensors)
+        except (OSError, safetensors.SafetensorError, ValueError) as error:
+            self.log(f"cached features {path} cannot be read ({error}) and are computed again")
+            return None
+        if not intact:
+            self.log(f"cached features {path} are damaged and are computed again")
+            return None
+        self.log(f"using cached features {path}")
+        return tensors
+
+    def save(self, key: dict, tensors: dict[str, torch.Tensor]) -> None:
+        """Writes an entry, whole or not at all. Raises UserError where the folder cannot be written."""
+        if not self.enabled:
+            return
+        path = self.path(key)
+        with atomic_path(path) as temporary:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(tensors, temporary, metadata={"checksum": _checksum(tensors)})
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    """CRC-32 over names, shapes and bytes."""
+    value = 0
+    for name in sorted(tensors):
+        array = tensors[name].contiguous().numpy()
+        value = zlib.crc32(f"{name}{array.dtype}{array.shape}".encode(), value)
+        value = zlib.crc32(array.reshape(-1).view("u1"), value)
+    return f"{value:08x}"

@@ -1,0 +1,259 @@
+"""Passes over data and generator: images in order through detectors, their features into statistics or rows.
+
+One pass serves any number of detectors and collectors, each of which takes as many of the first images as it needs. Under torch.distributed
+the batches are dealt to the ranks in turn and gathered in order, so every rank count sees the same batches and gives the same figures; rank 0
+collects. What a pass draws comes from its own seed, and the training generators are left alone.
+
+Which metric needs what is `metrics.registry`'s business; caching is `metrics.feature_cache`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from dnnlib import UserError
+from metrics.detectors import Detector
+
+LATENT_BLOCK = 64  # Latents and labels are drawn in blocks of this size, each from its own seed, whatever the batch size or the rank.
+WORKERS_FROM = 4096  # Fewer images than this are read in the process itself: starting workers costs more than it saves.
+
+
+class Collector(Protocol):
+    """Takes the first `limit` feature rows of a pass."""
+
+    limit: int
+
+    def add(self, features: torch.Tensor) -> None:
+        """Takes float32 features [n, D], the next in order, never past the limit."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What was collected, on the CPU."""
+
+
+class Moments:
+    """Mean [D] and covariance [D, D], divided by N, accumulated in float64."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.count = 0
+        self._sum: torch.Tensor | None = None
+        self._outer: torch.Tensor | None = None
+
+    def add(self, features: torch.Tensor) -> None:
+        """Adds rows [n, D]."""
+        wide = features.to("cpu" if features.device.type == "mps" else features.device).to(torch.float64)
+        if self._sum is None:
+            self._sum = wide.new_zeros(wide.shape[1])
+            self._outer = wide.new_zeros(wide.shape[1], wide.shape[1])
+        self.count += len(wide)
+        self._sum += wide.sum(dim=0)
+        self._outer.addmm_(wide.t(), wide)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """{"mu", "sigma"} in float64."""
+        mean = self._sum / self.count
+        covariance = self._outer / self.count - torch.outer(mean, mean)
+        return {"mu": mean.cpu(), "sigma": covariance.cpu()}
+
+
+class Rows:
+    """The feature rows themselves."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.count = 0
+        self._rows: torch.Tensor | None = None
+
+    def add(self, features: torch.Tensor) -> None:
+        """Appends rows [n, D]."""
+        if self._rows is None:
+            self._rows = torch.empty(self.limit, features.shape[1])
+        self._rows[self.count : self.count + len(features)] = features.cpu()
+        self.count += len(features)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """{"rows": float32 [N, D]}."""
+        return {"rows": self._rows[: self.count]}
+
+
+class DataSource:
+    """Images of a data set in its own order.
+
+    Args:
+        dataset: len() and item i -> (uint8 [C, H, W], label).
+        device: where the images go.
+        workers: reader processes; used for large passes only.
+    """
+
+    def __init__(self, dataset: Any, device: torch.device, workers: int = 0):
+        self.dataset = dataset
+        self.device = device
+        self.workers = workers
+
+    def batches(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
+        """Yields the images [n, C, H, W] of each span (first, last + 1)."""
+        indices = [list(range(first, last)) for first, last in spans]
+        workers = self.workers if sum(map(len, indices)) >= WORKERS_FROM else 0
+        loader = torch.utils.data.DataLoader(
+            _ImagesOnly(self.dataset),
+            batch_sampler=indices,
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # Otherwise the loader would draw a seed from the global generator.
+        )
+        for images in loader:
+            yield images.to(self.device, non_blocking=True)
+
+
+class _ImagesOnly(torch.utils.data.Dataset):
+    """The images of a data set without their labels."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.dataset[index][0]))
+
+
+class GeneratorSource:
+    """Images of a generator for latents and labels that depend on nothing but `seed` and the image's number.
+
+    Args:
+        G: module with z_dim, c_dim and G(z, c, truncation_psi=, noise_mode="const") -> images [-1, 1], on `device`.
+        dataset: labels are those of its items, drawn uniformly; only asked where c_dim > 0.
+        device: where G is.
+        seed: of latents and labels.
+        batch: images per call of G.
+        truncation_psi: 1 is no truncation.
+    """
+
+    def __init__(self, G: Any, dataset: Any, device: torch.device, seed: int = 0, batch: int = 4, truncation_psi: float = 1.0):
+        self.G = G
+        self.dataset = dataset
+        self.device = device
+        self.seed = seed
+        self.batch = batch
+        self.truncation_psi = truncation_psi
+        if G.c_dim > 0 and G.c_dim != dataset.label_dim:
+            raise UserError(f"the generator takes labels of length {G.c_dim}, the data set's have length {dataset.label_dim}; measure against its own data set")
+
+    def inputs(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents [n, z_dim] and labels [n, c_dim] of the images first..last-1, float32 on the CPU."""
+        blocks = [self._block(block) for block in range(first // LATENT_BLOCK, (last - 1) // LATENT_BLOCK + 1)]
+        offset = first // LATENT_BLOCK * LATENT_BLOCK
+        z, c = (np.concatenate(parts)[first - offset : last - offset] for parts in zip(*blocks))
+        return torch.from_numpy(z), torch.from_numpy(c)
+
+    def _block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([self.seed, number])
+        z = rng.standard_normal((LATENT_BLOCK, self.G.z_dim), dtype=np.float32)
+        if self.G.c_dim == 0:
+            return z, np.zeros((LATENT_BLOCK, 0), dtype=np.float32)
+        items = rng.integers(len(self.dataset), size=LATENT_BLOCK)
+        return z, np.stack([self.dataset.get_label(int(item)) for item in items]).astype(np.float32)
+
+    def batches(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
+        """Yields uint8 images [n, C, H, W] of each span (first, last + 1)."""
+        for first, last in spans:
+            z, c = (part.to(self.device) for part in self.inputs(first, last))
+            images = [self._generate(*part) for part in zip(z.split(self.batch), c.split(self.batch))]
+            yield torch.cat(images)
+
+    def _generate(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        images = self.G(z, c, truncation_psi=self.truncation_psi, noise_mode="const")
+        return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def run_pass(
+    source: Any,
+    detectors: Sequence[tuple[Detector, Sequence[Collector]]],
+    *,
+    batch: int,
+    device: torch.device,
+    progress: str | None = None,
+) -> None:
+    """Feeds the images of `source` through every detector until each collector has its rows.
+
+    Args:
+        source: batches(spans) yields uint8 images on `device`.
+        detectors: (detector, its collectors); the detector stops where its largest collector does.
+        batch: images per detector call.
+        device: of images and detectors.
+        progress: name of a progress bar on stderr; None shows none.
+    """
+    total = max(collector.limit for _, collectors in detectors for collector in collectors)
+    rank, ranks = rank_and_count()
+    spans = [(first, min(first + batch, total)) for first in range(0, total, batch)]
+    rounds = [spans[first : first + ranks] for first in range(0, len(spans), ranks)]
+    # A rank left without images in the last round works on the first image; its rows are dropped.
+    own = [spans_of_round[rank] if rank < len(spans_of_round) else (0, 1) for spans_of_round in rounds]
+    with torch.no_grad(), full_precision(), tqdm(total=total, desc=progress, unit="img", disable=progress is None or rank != 0) as bar:
+        for spans_of_round, images in zip(rounds, source.batches(own)):
+            for detector, collectors in detectors:
+                limit = max(collector.limit for collector in collectors)
+                if spans_of_round[0][0] >= limit:
+                    continue
+                features = _gather(detector(images), [last - first for first, last in spans_of_round], batch)
+                if rank == 0:
+                    _deal(features, spans_of_round[0][0], collectors)
+            bar.update(spans_of_round[-1][1] - spans_of_round[0][0])
+
+
+def _deal(features: torch.Tensor, first: int, collectors: Sequence[Collector]) -> None:
+    """Gives each collector the rows that it still takes; row 0 is image number `first`."""
+    for collector in collectors:
+        rows = features[: max(collector.limit - first, 0)]
+        if len(rows):
+            collector.add(rows)
+
+
+def _gather(features: torch.Tensor, sizes: list[int], batch: int) -> torch.Tensor:
+    """Rows of all ranks in rank order; `sizes` says how many rows of each rank count."""
+    _, ranks = rank_and_count()
+    if ranks == 1:
+        return features
+    padded = features.new_zeros(batch, features.shape[1])
+    padded[: len(features)] = features
+    parts = [torch.empty_like(padded) for _ in range(ranks)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+
+
+def rank_and_count() -> tuple[int, int]:
+    """(rank, number of ranks); (0, 1) where torch.distributed is not in use."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Puts a module and all its parts into eval mode, and each back into its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Switches TF32 off on CUDA, because figures must not depend on a training run's speed settings, and restores the settings afterwards."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products

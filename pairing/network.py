@@ -1,0 +1,91 @@
+"""The pairing network P: an image tower e_x and a latent tower e_z into one embedding space (paper, section 3.2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torch_utils.layers import Conv2dLayer, FullyConnectedLayer, block_memory_format, normalize_2nd_moment
+
+MIN_CHANNELS = 16
+
+
+class PairingBlock(nn.Module):
+    """Residual block that halves the resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv0 = Conv2dLayer(in_channels, in_channels, kernel_size=3, activation="lrelu")
+        self.conv1 = Conv2dLayer(in_channels, out_channels, kernel_size=3, activation="lrelu", down=2)
+        self.skip = Conv2dLayer(in_channels, out_channels, kernel_size=1, bias=False, down=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, in, R, R] -> [N, out, R/2, R/2]."""
+        return self.skip(x, gain=math.sqrt(0.5)) + self.conv1(self.conv0(x), gain=math.sqrt(0.5))
+
+
+class PairingNetwork(nn.Module):
+    """Embeds images and latents so that an image is nearest to the latent that made it.
+
+    The label is not an input: with it the task would be solved by class alone. Latents enter after second-moment
+    normalisation, as the mapping network sees them.
+
+    Args:
+        z_dim: length of the latents (w_dim if the pairing is made in W).
+        img_resolution, img_channels: size of the images; the resolution is a power of two of at least 8.
+        embed_dim: length of the embeddings.
+        channel_base, channel_max: feature maps at resolution r are channel_base / r, at least 16 and at most channel_max.
+        latent_features, latent_layers: width and depth of the latent tower.
+
+    Raises:
+        ValueError: the resolution is no power of two of at least 8.
+    """
+
+    def __init__(
+        self,
+        z_dim: int,
+        img_resolution: int,
+        img_channels: int,
+        embed_dim: int = 128,
+        channel_base: int = 512,
+        channel_max: int = 128,
+        latent_features: int = 256,
+        latent_layers: int = 3,
+    ):
+        super().__init__()
+        if img_resolution < 8 or img_resolution & (img_resolution - 1):
+            raise ValueError(f"img_resolution is a power of two of at least 8, found {img_resolution}")
+        self.init_kwargs = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.z_dim, self.img_resolution, self.img_channels, self.embed_dim = z_dim, img_resolution, img_channels, embed_dim
+
+        def channels(resolution: int) -> int:
+            return min(max(channel_base // resolution, MIN_CHANNELS), channel_max)
+
+        resolution = img_resolution // 2
+        blocks: list[nn.Module] = [Conv2dLayer(img_channels, channels(resolution), kernel_size=3, activation="lrelu", down=2)]
+        while resolution > 4:
+            blocks.append(PairingBlock(channels(resolution), channels(resolution // 2)))
+            resolution //= 2
+        self.image_tower = nn.Sequential(*blocks)
+        self.image_head = nn.Sequential(
+            FullyConnectedLayer(channels(4) * 16, channels(4), activation="lrelu"), FullyConnectedLayer(channels(4), embed_dim)
+        )
+        features = [z_dim] + [latent_features] * (latent_layers - 1)
+        layers = [FullyConnectedLayer(a, b, activation="lrelu") for a, b in zip(features, features[1:])]
+        self.latent_tower = nn.Sequential(*layers, FullyConnectedLayer(features[-1], embed_dim))
+
+    def embed_image(self, img: torch.Tensor) -> torch.Tensor:
+        """Unit rows [N, embed_dim] of images [N, img_channels, R, R], about -1 to 1."""
+        x = img.to(dtype=torch.float32, memory_format=block_memory_format(img.device, torch.float32, False))
+        return F.normalize(self.image_head(self.image_tower(x).flatten(1)), dim=1)
+
+    def embed_latent(self, z: torch.Tensor) -> torch.Tensor:
+        """Unit rows [N, embed_dim] of latents [N, z_dim]."""
+        return F.normalize(self.latent_tower(normalize_2nd_moment(z.to(torch.float32))), dim=1)
+
+    def forward(self, img: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(e_x, e_z): unit rows [N, embed_dim] of images and latents."""
+        return self.embed_image(img), self.embed_latent(z)

@@ -1,0 +1,1 @@
+"""Tensor code without GANs: ops, layers, checkpoints, statistics, distribution."""

@@ -1,0 +1,210 @@
+"""The training set: which images of a folder or zip it holds, in which order, with which flips and labels.
+Files are read by image_store.py, batches are made by data_loader.py, foreign formats are converted by dataset_tool.py."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+
+from dnnlib import EasyDict, UserError
+from training.dataset_labels import LABEL_FILE, label_array, match_labels, read_label_table
+from training.image_store import decode_array, image_names, open_store
+
+
+class ImageFolderDataset:
+    """Images of a folder or zip as uint8 arrays, with labels from its dataset.json.
+
+    Images are numbered in the order of their sorted names. `max_size` keeps a random part of them, in the same order;
+    `xflip` appends a mirrored copy of every kept image. Only the first image is read at construction; the others are
+    checked against it when they are read. Objects can be pickled and used by data-loader workers.
+
+    Args:
+        path: folder or zip.
+        use_labels: False gives every image an empty label.
+        max_size: number of images to keep, 1 to all; None keeps all.
+        xflip: double the set by mirrored copies.
+        random_seed: chooses the images under `max_size`.
+        resolution: the expected edge in pixels; None takes what is found.
+
+    Raises:
+        UserError: missing or torn set, no images, not square or not a power of two, `max_size` out of range, labels missing or not matching.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        use_labels: bool = False,
+        max_size: int | None = None,
+        xflip: bool = False,
+        random_seed: int = 0,
+        resolution: int | None = None,
+    ):
+        self.path = pathlib.Path(path)
+        self._store = open_store(self.path)
+        self._names = image_names(self._store)
+        if not self._names:
+            raise UserError(f"data set {self.path} holds no images (.png, .jpg, ...)")
+        self._image_shape = list(self._decode(self._names[0]).shape)
+        self._check_resolution(resolution)
+        self._raw_labels = self._load_labels() if use_labels else np.zeros([len(self._names), 0], dtype=np.float32)
+        self._raw_idx = self._select(max_size, random_seed)
+        self._xflip = np.zeros(self._raw_idx.size, dtype=bool)
+        if xflip:
+            self._xflip = np.repeat([False, True], self._raw_idx.size)
+            self._raw_idx = np.tile(self._raw_idx, 2)
+
+    def _check_resolution(self, expected: int | None) -> None:
+        height, width = self._image_shape[1:]
+        first = self._store.where(self._names[0])
+        if height != width or width < 4 or width & (width - 1):
+            raise UserError(f"{first} is {width}x{height} pixels; images must be square with a power of two (4, 8, 16, ...) as edge: see dataset_tool.py")
+        if expected is not None and expected != width:
+            raise UserError(f"{first} is {width}x{height} pixels, but {expected}x{expected} is asked for")
+
+    def _load_labels(self) -> np.ndarray:
+        table = read_label_table(self._store)
+        if table is None:
+            found = f"its {LABEL_FILE} says that there are none" if LABEL_FILE in self._store.names else f"it has no {LABEL_FILE}"
+            raise UserError(f"--cond needs labels, but data set {self.path} is unlabelled: {found}; dataset_tool.py makes labels from sub-folders")
+        where = self._store.where(LABEL_FILE)
+        return label_array(match_labels(self._names, table, self._names, where), where)
+
+    def _select(self, max_size: int | None, random_seed: int) -> np.ndarray:
+        raw_idx = np.arange(len(self._names), dtype=np.int64)
+        if max_size is None or max_size == raw_idx.size:
+            return raw_idx
+        if not 1 <= max_size <= raw_idx.size:
+            raise UserError(f"max_size (--subset) is {max_size}, but data set {self.path} holds {raw_idx.size} images: give 1 to {raw_idx.size}")
+        np.random.RandomState(random_seed).shuffle(raw_idx)
+        return np.sort(raw_idx[:max_size])
+
+    # Items.
+
+    def __len__(self) -> int:
+        return self._raw_idx.size
+
+    def __getitem__(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image uint8 [C, H, W] and label float32 [label_dim] of one item. Raises UserError if its file is torn or unlike the first."""
+        image = self.read_raw(int(self._raw_idx[idx]))
+        if self._xflip[idx]:
+            image = image[:, :, ::-1]
+        return np.array(image, order="C"), self.get_label(idx)
+
+    def read_raw(self, raw_idx: int) -> np.ndarray:
+        """Image number `raw_idx` of all files, never flipped, uint8 [C, H, W]. Raises UserError if its file is torn or unlike the first."""
+        image = self._decode(self._names[raw_idx])
+        if list(image.shape) != self._image_shape:
+            found, wanted = (f"{width}x{height} with {channels} channel(s)" for channels, height, width in (image.shape, self._image_shape))
+            raise UserError(f"{self._store.where(self._names[raw_idx])} is {found}, the first image {wanted}; see `dataset_tool.py check {self.path}`")
+        return image
+
+    def _decode(self, name: str) -> np.ndarray:
+        return decode_array(self._store.read(name), self._store.where(name))
+
+    def get_label(self, idx: int) -> np.ndarray:
+        """The label of one item, float32 [label_dim]; classes are one-hot."""
+        return self.get_labels(np.asarray([idx]))[0]
+
+    def get_labels(self, indices: np.ndarray) -> np.ndarray:
+        """The labels of several items, float32 [len(indices), label_dim]; classes are one-hot."""
+        raw = self._raw_labels[self._raw_idx[indices]]
+        if not self.has_onehot_labels:
+            return raw.copy()
+        onehot = np.zeros([raw.size, self.label_dim], dtype=np.float32)
+        onehot[np.arange(raw.size), raw] = 1
+        return onehot
+
+    def get_details(self, idx: int) -> EasyDict:
+        """EasyDict(raw_idx, xflip, raw_label) of one item: its number among all files, whether it is mirrored, its label as written in the file."""
+        raw_idx = int(self._raw_idx[idx])
+        return EasyDict(raw_idx=raw_idx, xflip=bool(self._xflip[idx]), raw_label=self._raw_labels[raw_idx].copy())
+
+    # Facts about the set.
+
+    @property
+    def name(self) -> str:
+        """The stem of the folder or zip."""
+        return pathlib.Path(os.path.abspath(self.path)).stem
+
+    @property
+    def raw_indices(self) -> np.ndarray:
+        """For every item the number of its file, int64 [N]."""
+        return self._raw_idx.copy()
+
+    @property
+    def flips(self) -> np.ndarray:
+        """For every item whether it is mirrored, bool [N]."""
+        return self._xflip.copy()
+
+    @property
+    def image_shape(self) -> list[int]:
+        """[channels, height, width]."""
+        return list(self._image_shape)
+
+    @property
+    def num_channels(self) -> int:
+        """1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha."""
+        return self._image_shape[0]
+
+    @property
+    def resolution(self) -> int:
+        """Edge of the square images in pixels."""
+        return self._image_shape[1]
+
+    @property
+    def label_shape(self) -> list[int]:
+        """[label_dim]."""
+        return [self.label_dim]
+
+    @property
+    def label_dim(self) -> int:
+        """Length of a label; for classes the largest one of the whole set plus one, whatever `max_size` keeps; 0 without labels."""
+        if self.has_onehot_labels:
+            return int(self._raw_labels.max()) + 1
+        return self._raw_labels.shape[1]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether labels are in use."""
+        return self.label_dim > 0
+
+    @property
+    def has_onehot_labels(self) -> bool:
+        """Whether labels are classes."""
+        return self._raw_labels.ndim == 1
+
+    @property
+    def labels_in_file(self) -> bool:
+        """Whether dataset.json holds labels, in use or not."""
+        return read_label_table(self._store) is not None
+
+    def fingerprint(self) -> str:
+        """Hex digest of the content: names, sizes and CRCs of the files, which of them are items, flips, labels.
+        The same for a folder and a zip of it, wherever they lie; a folder is read whole for it."""
+        digest = hashlib.sha256()
+        for name, (size, crc) in zip(self._names, self._store.checksums(self._names), strict=True):
+            digest.update(f"{name}\0{size}\0{crc:08x}\n".encode())
+        for array in (self._raw_idx, self._xflip, self._raw_labels):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Closes the zip; a later read opens it again."""
+        self._store.close()
+
+
+def load_array(dataset: ImageFolderDataset) -> np.ndarray:
+    """Every image that the data set uses, once, unflipped, in the order of the files: uint8 [number of images, C, H, W].
+
+    Item i of the data set is row `numpy.searchsorted(numpy.unique(raw_indices), raw_indices[i])`, mirrored where `flips[i]`.
+    Raises UserError if any file is torn or unlike the first.
+    """
+    used = np.unique(dataset.raw_indices)
+    images = np.empty([used.size, *dataset.image_shape], dtype=np.uint8)
+    for row, raw_idx in enumerate(used.tolist()):
+        images[row] = dataset.read_raw(raw_idx)
+    return images

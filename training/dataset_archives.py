@@ -1,0 +1,158 @@
+"""CIFAR-10's and MNIST's own archives, read as data: nothing in them is executed.
+Folders, zips and the choice of a reader are in dataset_sources.py."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pathlib
+import pickle
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+
+from dnnlib import UserError
+from training.dataset_sources import Source, from_arrays
+
+CIFAR_BATCHES = [f"cifar-10-batches-py/data_batch_{index}" for index in range(1, 6)]
+CIFAR_SHAPE = (3, 32, 32)
+MNIST_IMAGES = "-images-idx3-ubyte.gz"
+MNIST_LABELS = "-labels-idx1-ubyte.gz"
+MNIST_EDGE = 28
+MNIST_PADDING = 2
+ARCHIVE_ERRORS = (OSError, EOFError, zlib.error, tarfile.TarError)
+PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, struct.error, MemoryError)
+
+
+def is_cifar_name(path: pathlib.Path) -> bool:
+    """Whether the file name is that of CIFAR-10's Python archive."""
+    return path.name.startswith("cifar-10-python") and path.name.endswith((".tar.gz", ".tgz"))
+
+
+def is_mnist_name(path: pathlib.Path) -> bool:
+    """Whether the file name is that of MNIST's (or Fashion-MNIST's) images."""
+    return path.name.endswith(MNIST_IMAGES)
+
+
+# CIFAR-10.
+
+
+class _PickledDtype:
+    """A dtype as the pickle describes it; only unsigned bytes are of use."""
+
+    def __init__(self, code: str = "", *_flags):
+        self.code = code
+
+    def __setstate__(self, state):
+        """Byte order and alignment mean nothing for single bytes."""
+
+
+class _PickledArray:
+    """An array as the pickle describes it: shape, element type and bytes."""
+
+    def __init__(self, *_placeholder):
+        self.values: np.ndarray | None = None
+
+    def __setstate__(self, state):
+        _version, shape, dtype, is_fortran, data = state
+        if not isinstance(dtype, _PickledDtype) or dtype.code != "u1" or is_fortran:
+            raise pickle.UnpicklingError("an array that does not hold bytes in C order")
+        data = data.encode("latin1") if isinstance(data, str) else data
+        self.values = np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+class _ArrayType:
+    """Stands for numpy.ndarray, which array pickles pass about but which is never needed here."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads dictionaries, lists, strings, bytes, numbers and byte arrays. Every other name in the pickle is refused."""
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
+        ("numpy._core.multiarray", "_reconstruct"): _PickledArray,
+        ("numpy", "ndarray"): _ArrayType,
+        ("numpy", "dtype"): _PickledDtype,
+        ("_codecs", "encode"): lambda text, _encoding="latin1": text.encode("latin1"),
+    }
+
+    def find_class(self, module: str, name: str):
+        """The harmless stand-in of an allowed name."""
+        try:
+            return self.ALLOWED[module, name]
+        except KeyError as error:
+            raise pickle.UnpicklingError(f"the name {module}.{name} is not allowed") from error
+
+
+def read_cifar_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 [N, 32, 32, 3], labels int64 [N]) of one pickled batch of CIFAR-10.
+
+    Raises:
+        UserError: the pickle is damaged, holds something else, or names code to be run (nothing of it is run).
+    """
+    try:
+        batch = _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
+        pixels, labels = batch["data"].values, np.array(batch["labels"], dtype=np.int64)
+        images = pixels.reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1)
+    except PICKLE_ERRORS as error:
+        raise UserError(f"{where} is not a batch of CIFAR-10: {error}") from error
+    if labels.shape != images.shape[:1] or not ((labels >= 0) & (labels < 10)).all():
+        raise UserError(f"{where} is not a batch of CIFAR-10: it holds {len(images)} images and {labels.size} labels, which must be as many, from 0 to 9")
+    return np.ascontiguousarray(images), labels
+
+
+def open_cifar10(path: pathlib.Path, with_labels: bool, max_images: int | None) -> Source:
+    """The 50,000 training images of cifar-10-python.tar.gz, in its order. Raises UserError if the archive is torn or holds something else."""
+    batches = []
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            members = {member.name.removeprefix("./"): member for member in archive if member.isfile()}
+            absent = [name for name in CIFAR_BATCHES if name not in members]
+            if absent:
+                raise UserError(f"{path} is not CIFAR-10's Python archive: it lacks {absent[0]}")
+            for name in CIFAR_BATCHES:
+                batches.append(read_cifar_batch(archive.extractfile(members[name]).read(), f"{name} in {path}"))
+    except ARCHIVE_ERRORS as error:
+        raise UserError(f"{path} is not a whole .tar.gz ({error}); fetch it again") from error
+    images, labels = (np.concatenate(parts) for parts in zip(*batches))
+    source = from_arrays(str(path), images, labels if with_labels else None, max_images, "0 to 9, of the archive")
+    source.paths = [path]
+    return source
+
+
+# MNIST.
+
+
+def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
+    """A gzipped idx file of unsigned bytes as an array of `dimensions` dimensions. Raises UserError if it is torn or something else."""
+    try:
+        data = gzip.decompress(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; MNIST's labels must lie beside its images (or give --labels=none)") from error
+    except ARCHIVE_ERRORS as error:
+        raise UserError(f"{path} is not a whole .gz ({error}); fetch it again") from error
+    header = 4 + 4 * dimensions
+    if len(data) < header or data[:4] != bytes([0, 0, 8, dimensions]):
+        raise UserError(f"{path} is not an idx file of bytes in {dimensions} dimension(s)")
+    shape = struct.unpack(f">{dimensions}I", data[4:header])
+    if len(data) - header != int(np.prod(shape, dtype=object)):
+        raise UserError(f"{path} is torn: its header announces {'x'.join(map(str, shape))} bytes, {len(data) - header} follow")
+    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def open_mnist(path: pathlib.Path, with_labels: bool, max_images: int | None) -> Source:
+    """MNIST's images, padded with zeros from 28x28 to 32x32, grey; labels from the file beside it. Raises UserError if a file is torn or missing."""
+    images = read_idx(path, 3)
+    if images.shape[1:] != (MNIST_EDGE, MNIST_EDGE) or len(images) == 0:
+        raise UserError(f"{path} holds {len(images)} images of {images.shape[2]}x{images.shape[1]} pixels; MNIST's are {MNIST_EDGE}x{MNIST_EDGE}")
+    labels = None
+    if with_labels:
+        labels = read_idx(path.with_name(path.name.removesuffix(MNIST_IMAGES) + MNIST_LABELS), 1)
+        if len(labels) != len(images):
+            raise UserError(f"{path} holds {len(images)} images, but the file of labels beside it {len(labels)} labels")
+    border = (MNIST_PADDING, MNIST_PADDING)
+    source = from_arrays(str(path), np.pad(images, [(0, 0), border, border]), labels, max_images, "of the archive")
+    source.paths = [path]
+    return source

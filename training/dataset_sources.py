@@ -1,0 +1,229 @@
+"""What the conversion tool reads: folders, zips, LMDB, and the digits that come with scikit-learn; and labels from sub-folders.
+CIFAR-10 and MNIST archives are read by dataset_archives.py; what happens to the images afterwards is in dataset_writer.py."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from dnnlib import UserError
+from training.dataset_labels import LABEL_FILE, label_array, match_labels, read_label_table
+from training.image_store import FolderStore, ZipStore, image_names, open_image, open_store
+
+LABEL_CHOICES = ("auto", "subfolders", "json", "none")
+DIGITS = "digits"
+SHARD_DIGITS = 5
+KINDS = f"a folder, a .zip, a *_lmdb folder, cifar-10-python.tar.gz, train-images-idx3-ubyte.gz, or `{DIGITS}`"
+
+
+@dataclass
+class SourceItem:
+    """One image before conversion: its name as messages give it, the image (perhaps not decoded yet), and its label if there is one."""
+
+    where: str
+    image: Image.Image
+    label: int | list | None = None
+
+
+@dataclass
+class Source:
+    """A set of images before conversion.
+
+    Attributes:
+        count: number of images.
+        items: opens the set and walks through it; can be called again.
+        about_labels: one sentence on where labels come from.
+        label_names: class names in the order of the class numbers, where the source has names.
+        paths: files and folders that the conversion must not overwrite.
+    """
+
+    count: int
+    items: Callable[[], Iterator[SourceItem]]
+    about_labels: str
+    label_names: list[str] = field(default_factory=list)
+    paths: list[pathlib.Path] = field(default_factory=list)
+
+
+def open_source(source: str, labels: str = "auto", max_images: int | None = None) -> Source:
+    """Opens whatever `source` names.
+
+    Args:
+        source: a folder, a zip, a `*_lmdb` folder, cifar-10-python.tar.gz, an idx3 archive of MNIST, or `digits`.
+        labels: "auto" takes dataset.json, else class sub-folders, else the labels of the archive; "none" drops them;
+            "json" and "subfolders" insist on theirs.
+        max_images: take only the first so many images.
+
+    Raises:
+        UserError: unknown, missing or damaged source, no images, or the labels asked for are not there.
+    """
+    from training.dataset_archives import is_cifar_name, is_mnist_name, open_cifar10, open_mnist
+
+    path = pathlib.Path(source)
+    own_labels = labels in ("auto", "none")
+    if path.is_dir() and not _is_lmdb(path) or path.suffix.lower() == ".zip":
+        return open_images(path, labels, max_images)
+    if not own_labels:
+        raise UserError(f"--labels={labels} is for folders and zips, but --source={source} is neither; give --labels=auto or none")
+    if source == DIGITS:
+        return open_digits(labels == "auto", max_images)
+    if not path.exists():
+        raise UserError(f"--source={source} does not exist; give {KINDS}")
+    if _is_lmdb(path):
+        return open_lmdb(path, max_images)
+    if is_cifar_name(path):
+        return open_cifar10(path, labels == "auto", max_images)
+    if is_mnist_name(path):
+        return open_mnist(path, labels == "auto", max_images)
+    raise UserError(f"--source={source} is of no known kind; give {KINDS}")
+
+
+def from_arrays(where: str, images: np.ndarray, labels: np.ndarray | None, max_images: int | None, about_labels: str) -> Source:
+    """A source whose images lie in memory: uint8 [N, H, W] or [N, H, W, C], labels int [N] or None."""
+    count = len(images) if max_images is None else min(len(images), max_images)
+
+    def items() -> Iterator[SourceItem]:
+        for index in range(count):
+            label = None if labels is None else int(labels[index])
+            yield SourceItem(f"image {index} of {where}", Image.fromarray(images[index]), label)
+
+    return Source(count, items, about_labels if labels is not None else "none (--labels=none)")
+
+
+# Folders and zips.
+
+
+def open_images(path: pathlib.Path, labels: str, max_images: int | None) -> Source:
+    """A folder or zip of images, in the order of their sorted names. Raises UserError as open_source does."""
+    store = open_store(path)
+    every = image_names(store)
+    if not every:
+        raise UserError(f"--source={path} holds no images (.png, .jpg, ...)")
+    names = every[:max_images]
+    values, label_names, about = _choose_labels(store, every, names, labels)
+
+    def items() -> Iterator[SourceItem]:
+        for index, name in enumerate(names):
+            where = store.where(name)
+            yield SourceItem(where, open_image(store.read(name), where), None if values is None else values[index])
+
+    return Source(len(names), items, about, label_names, [path])
+
+
+def _choose_labels(store: FolderStore | ZipStore, every: list[str], names: list[str], labels: str) -> tuple[list | None, list[str], str]:
+    """(labels of `names` or None, class names, a sentence saying where they come from)."""
+    has_file = LABEL_FILE in store.names
+    if labels == "none":
+        return None, [], "none (--labels=none)"
+    if labels == "json" or (labels == "auto" and has_file):
+        table = read_label_table(store)
+        if table is None and labels == "json":
+            raise UserError(f"--labels=json, but {store.path} has no {LABEL_FILE} with labels at its root")
+        if table is None:
+            return None, [], f"none ({LABEL_FILE} says so)"
+        where = store.where(LABEL_FILE)
+        values = match_labels(names, table, every, where)
+        label_array(values, where)
+        return values, [], f"from {LABEL_FILE}"
+    classes, reason = class_folders(every, forced=labels == "subfolders")
+    if not classes and labels == "subfolders":
+        raise UserError(f"--labels=subfolders, but in {store.path} {reason}; every image must lie in one of at least two class folders")
+    if not classes:
+        return None, [], f"none (no {LABEL_FILE}, and {reason})"
+    order = sorted(set(classes.values()))
+    number = {name: index for index, name in enumerate(order)}
+    return [number[classes[name]] for name in names], order, f"from {len(order)} sub-folders, in the order of their names"
+
+
+def class_folders(names: list[str], forced: bool = False) -> tuple[dict[str, str], str]:
+    """The class folder of every image name, or nothing and the reason why there are no classes.
+
+    A class is the outermost folder in which the images differ. Folders named by five digits are how this project and
+    others cut a large set into parts, so they count as classes only when `forced`.
+    """
+    parts = {name: name.split("/")[:-1] for name in names}
+    depth = len(os.path.commonprefix(list(parts.values())))
+    outside = [name for name in names if len(parts[name]) <= depth]
+    if len(outside) == len(names):
+        return {}, "all images lie in one folder"
+    if outside:
+        return {}, f"{len(outside)} images lie outside of the sub-folders (first: {outside[0]})"
+    classes = {name: parts[name][depth] for name in names}
+    if not forced and all(folder.isdigit() and len(folder) == SHARD_DIGITS for folder in set(classes.values())):
+        return {}, "sub-folders named by five digits are parts of a set, not classes, unless --labels=subfolders is given"
+    return classes, ""
+
+
+# Data sets of their own kind.
+
+
+def _is_lmdb(path: pathlib.Path) -> bool:
+    return path.is_dir() and (path.name.endswith("_lmdb") or (path / "data.mdb").is_file())
+
+
+def open_lmdb(path: pathlib.Path, max_images: int | None) -> Source:
+    """An LMDB whose values are image files, as LSUN's, in the order of the keys; unlabelled. Raises UserError if lmdb is not installed."""
+    try:
+        import lmdb
+    except ImportError as error:
+        raise UserError(f"--source={path} is an LMDB, which needs the package lmdb: pip install lmdb") from error
+
+    def opened():
+        return lmdb.open(str(path), readonly=True, lock=False)
+
+    def items() -> Iterator[SourceItem]:
+        with opened() as database, database.begin(write=False) as transaction:
+            for index, (key, value) in enumerate(transaction.cursor()):
+                if index == count:
+                    return
+                where = f"record {key.decode('utf-8', 'replace')!r} of {path}"
+                yield SourceItem(where, open_image(bytes(value), where))
+
+    try:
+        with opened() as database:
+            found = database.stat()["entries"]
+    except lmdb.Error as error:
+        raise UserError(f"--source={path} is not an LMDB that can be read: {error}") from error
+    if found == 0:
+        raise UserError(f"--source={path} is an LMDB without records")
+    count = found if max_images is None else min(found, max_images)
+    return Source(count, items, "none (an LMDB has none)", paths=[path])
+
+
+def open_digits(with_labels: bool, max_images: int | None) -> Source:
+    """The 1,797 handwritten digits of scikit-learn as 32x32 grey images with their labels 0 to 9."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    about = "0 to 9, of the digits"
+    return from_arrays(DIGITS, enlarge_digits(digits.images), digits.target if with_labels else None, max_images, about)
+
+
+def enlarge_digits(images: np.ndarray, factor: int = 4) -> np.ndarray:
+    """Grey images of 0..16 enlarged `factor` times by Catmull-Rom splines: [N, H, W] -> uint8 [N, H*factor, W*factor] of 0..255.
+
+    In whole numbers throughout, so that every machine makes the same bytes. Pixels beyond the edge repeat the edge.
+    """
+    denominator = 2 * (2 * factor) ** 3
+    levels = np.asarray(images).astype(np.int64)
+    for axis in (1, 2):
+        size = levels.shape[axis]
+        matrix = np.zeros([size * factor, size], dtype=np.int64)
+        for row in range(size * factor):
+            # Pixel centres: output row sits at (row + 1/2) / factor - 1/2, in steps of 1 / (2 * factor).
+            base, t = divmod(2 * row + 1 - factor, 2 * factor)
+            for tap, weight in enumerate(_catmull_rom(t, 2 * factor)):
+                matrix[row, min(max(base + tap - 1, 0), size - 1)] += weight
+        levels = np.moveaxis(np.moveaxis(levels, axis, -1) @ matrix.T, -1, axis)
+    scaled = (levels * 255 * 2 + 16 * denominator**2) // (2 * 16 * denominator**2)
+    return np.clip(scaled, 0, 255).astype(np.uint8)
+
+
+def _catmull_rom(t: int, steps: int) -> list[int]:
+    """The four weights at t / steps between the second and the third point, times 2 * steps**3."""
+    one, two, three = t * steps**2, t**2 * steps, t**3
+    return [-one + 2 * two - three, 2 * steps**3 - 5 * two + 3 * three, one + 4 * two - 3 * three, -two + three]
