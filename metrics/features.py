@@ -145,7 +145,8 @@ class GeneratorSource:
         self.batch = batch
         self.truncation_psi = truncation_psi
         if G.c_dim > 0 and G.c_dim != dataset.label_dim:
-            raise UserError(f"the generator takes labels of length {G.c_dim}, the data set's have length {dataset.label_dim}; measure against its own data set")
+            found = f"the generator takes labels of length {G.c_dim}, the labels of the data set have length {dataset.label_dim}"
+            raise UserError(f"{found}; measure it against its own data set, with labels")
 
     def inputs(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents [n, z_dim] and labels [n, c_dim] of the images first..last-1, float32 on the CPU."""

@@ -5,7 +5,7 @@ the features (float32, or float64 where the features are), and its square root i
 rounded distances, the same on every device and for every block size. Rows nearer than about 3e-7 of their length from the centre are one
 point, at distance 0. A point is never its own neighbour: the diagonal is masked, whatever the distances say.
 
-The metrics themselves live in `metrics.prdc`.
+What is counted with these distances lives in `metrics.prdc`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class PointSet:
 
 
 def make_point_sets(real: torch.Tensor, fake: torch.Tensor, device: torch.device, block: int | None = None) -> tuple[PointSet, PointSet]:
-    """Two point sets with one centre (the mean of `real`) and one precision. Block size only bounds memory, results do not depend on it.
+    """Two point sets with one centre (near the mean of `real`) and one precision. Block size only bounds memory, results do not depend on it.
 
     Raises:
         UserError: the sets differ in dimension.
@@ -90,8 +90,19 @@ def make_point_sets(real: torch.Tensor, fake: torch.Tensor, device: torch.device
     block = block or (BLOCK_GPU if device.type == "cuda" else BLOCK_CPU)
     dtype = torch.promote_types(real.dtype, fake.dtype)
     real, fake = real.to(device), fake.to(device)
-    centre = torch.stack([chunk.sum(dim=0, dtype=torch.float64) for chunk in real.split(block)]).sum(dim=0) / len(real)
+    centre = _centre(real, block)
     return PointSet(real, centre, dtype, block), PointSet(fake, centre, dtype, block)
+
+
+def _centre(features: torch.Tensor, block: int) -> torch.Tensor:
+    """About the mean [D] of the rows, in float64, on a grid of powers of two a little finer than the spread of each feature.
+
+    On such a grid the subtraction keeps coarse values (integers, say) exact, and with them the ties between their distances.
+    """
+    mean = torch.stack([chunk.sum(dim=0, dtype=torch.float64) for chunk in features.split(block)]).sum(dim=0) / len(features)
+    spread = features.amax(dim=0).to(torch.float64) - features.amin(dim=0).to(torch.float64)
+    grid = torch.exp2(torch.floor(torch.log2(spread)) - 4)
+    return torch.where(spread > 0, torch.round(mean / grid) * grid, features[0].to(torch.float64))
 
 
 def _squared_distances(a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:

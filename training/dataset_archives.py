@@ -1,5 +1,5 @@
-"""CIFAR-10's and MNIST's own archives, read as data: nothing in them is executed.
-Folders, zips and the choice of a reader are in dataset_sources.py."""
+"""Whole data sets as arrays: CIFAR-10's and MNIST's own archives, read as data (nothing in them is executed), and scikit-learn's digits.
+Folders, zips, LMDB and the choice of a reader are in dataset_sources.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import zlib
 import numpy as np
 
 from dnnlib import UserError
-from training.dataset_sources import Source, from_arrays
 
 CIFAR_BATCHES = [f"cifar-10-batches-py/data_batch_{index}" for index in range(1, 6)]
 CIFAR_SHAPE = (3, 32, 32)
@@ -22,6 +21,7 @@ MNIST_IMAGES = "-images-idx3-ubyte.gz"
 MNIST_LABELS = "-labels-idx1-ubyte.gz"
 MNIST_EDGE = 28
 MNIST_PADDING = 2
+DIGIT_LEVELS = 16
 ARCHIVE_ERRORS = (OSError, EOFError, zlib.error, tarfile.TarError)
 PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, struct.error, MemoryError)
 
@@ -46,7 +46,7 @@ class _PickledDtype:
         self.code = code
 
     def __setstate__(self, state):
-        """Byte order and alignment mean nothing for single bytes."""
+        self.layout = state  # byte order and alignment, which mean nothing for single bytes
 
 
 class _PickledArray:
@@ -103,8 +103,12 @@ def read_cifar_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(images), labels
 
 
-def open_cifar10(path: pathlib.Path, with_labels: bool, max_images: int | None) -> Source:
-    """The 50,000 training images of cifar-10-python.tar.gz, in its order. Raises UserError if the archive is torn or holds something else."""
+def read_cifar10(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """The 50,000 training images of cifar-10-python.tar.gz in its order: (uint8 [N, 32, 32, 3], labels int64 [N]).
+
+    Raises:
+        UserError: the archive is torn or holds something else.
+    """
     batches = []
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -117,9 +121,7 @@ def open_cifar10(path: pathlib.Path, with_labels: bool, max_images: int | None) 
     except ARCHIVE_ERRORS as error:
         raise UserError(f"{path} is not a whole .tar.gz ({error}); fetch it again") from error
     images, labels = (np.concatenate(parts) for parts in zip(*batches))
-    source = from_arrays(str(path), images, labels if with_labels else None, max_images, "0 to 9, of the archive")
-    source.paths = [path]
-    return source
+    return images, labels
 
 
 # MNIST.
@@ -142,8 +144,12 @@ def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
 
 
-def open_mnist(path: pathlib.Path, with_labels: bool, max_images: int | None) -> Source:
-    """MNIST's images, padded with zeros from 28x28 to 32x32, grey; labels from the file beside it. Raises UserError if a file is torn or missing."""
+def read_mnist(path: pathlib.Path, with_labels: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """MNIST's images, padded with zeros from 28x28 to 32x32, with the labels beside them: (uint8 [N, 32, 32], uint8 [N] or None).
+
+    Raises:
+        UserError: a file is torn, missing, or holds something else.
+    """
     images = read_idx(path, 3)
     if images.shape[1:] != (MNIST_EDGE, MNIST_EDGE) or len(images) == 0:
         raise UserError(f"{path} holds {len(images)} images of {images.shape[2]}x{images.shape[1]} pixels; MNIST's are {MNIST_EDGE}x{MNIST_EDGE}")
@@ -153,6 +159,50 @@ def open_mnist(path: pathlib.Path, with_labels: bool, max_images: int | None) ->
         if len(labels) != len(images):
             raise UserError(f"{path} holds {len(images)} images, but the file of labels beside it {len(labels)} labels")
     border = (MNIST_PADDING, MNIST_PADDING)
-    source = from_arrays(str(path), np.pad(images, [(0, 0), border, border]), labels, max_images, "of the archive")
-    source.paths = [path]
-    return source
+    return np.pad(images, [(0, 0), border, border]), labels
+
+
+# The digits of scikit-learn.
+
+
+def load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """The 1,797 handwritten digits of scikit-learn, 8x8 pixels, as 32x32: (uint8 [1797, 32, 32], labels int64 [1797]).
+
+    They are enlarged three times and get a margin of four pixels, so that digits set side by side can be told apart.
+    """
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    fading = np.pad(digits.images, [(0, 0), (1, 1), (1, 1)])  # one dark pixel around, or strokes at the edge would end abruptly
+    return np.pad(enlarge(fading, 3), [(0, 0), (1, 1), (1, 1)]), digits.target.astype(np.int64)
+
+
+def enlarge(images: np.ndarray, factor: int) -> np.ndarray:
+    """Grey images of 0..16 enlarged by Catmull-Rom splines: [N, H, W] -> uint8 [N, H*factor, W*factor] of 0..255.
+
+    In whole numbers throughout, so that every machine makes the same bytes. Pixels beyond the edge repeat the edge.
+    """
+    denominator = 2 * (2 * factor) ** 3
+    levels = images.astype(np.int64)
+    for axis in (1, 2):
+        matrix = _spline_matrix(levels.shape[axis], factor)
+        levels = np.moveaxis(np.moveaxis(levels, axis, -1) @ matrix.T, -1, axis)
+    whole = DIGIT_LEVELS * denominator**2
+    return np.clip((levels * 255 * 2 + whole) // (2 * whole), 0, 255).astype(np.uint8)
+
+
+def _spline_matrix(size: int, factor: int) -> np.ndarray:
+    """int64 [size*factor, size]; the entries of a row add up to 2 * (2*factor)**3."""
+    matrix = np.zeros([size * factor, size], dtype=np.int64)
+    for row in range(size * factor):
+        # Pixel centres: output row sits at (row + 1/2) / factor - 1/2, in steps of 1 / (2 * factor).
+        base, t = divmod(2 * row + 1 - factor, 2 * factor)
+        for tap, weight in enumerate(_catmull_rom(t, 2 * factor)):
+            matrix[row, min(max(base + tap - 1, 0), size - 1)] += weight
+    return matrix
+
+
+def _catmull_rom(t: int, steps: int) -> list[int]:
+    """The four weights at t / steps between the second and the third point, times 2 * steps**3."""
+    one, two, three = t * steps**2, t**2 * steps, t**3
+    return [-one + 2 * two - three, 2 * steps**3 - 5 * two + 3 * three, one + 4 * two - 3 * three, -two + three]

@@ -28,8 +28,8 @@ def read_label_table(store: FolderStore | ZipStore) -> dict[str, int | list] | N
         content = json.loads(store.read(LABEL_FILE).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not a JSON file: {error}") from error
-    entries = content.get("labels") if isinstance(content, dict) else content
-    if entries is None and isinstance(content, dict):
+    entries = content.get("labels", "nothing") if isinstance(content, dict) else "nothing"
+    if entries is None:
         return None
     if not isinstance(entries, list) or not all(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in entries):
         raise UserError(f'{where} must hold {{"labels": [["name.png", label], ...]}} or {{"labels": null}}')

@@ -1,5 +1,5 @@
-"""What the conversion tool reads: folders, zips, LMDB, and the digits that come with scikit-learn; and labels from sub-folders.
-CIFAR-10 and MNIST archives are read by dataset_archives.py; what happens to the images afterwards is in dataset_writer.py."""
+"""What the conversion tool reads: the choice of a reader, folders, zips and LMDB; and labels from sub-folders.
+CIFAR-10, MNIST and the digits themselves are read by dataset_archives.py; what happens to the images afterwards is in dataset_writer.py."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib import UserError
+from training.dataset_archives import is_cifar_name, is_mnist_name, load_digits, read_cifar10, read_mnist
 from training.dataset_labels import LABEL_FILE, label_array, match_labels, read_label_table
 from training.image_store import FolderStore, ZipStore, image_names, open_image, open_store
 
@@ -39,18 +40,16 @@ class Source:
         items: opens the set and walks through it; can be called again.
         about_labels: one sentence on where labels come from.
         label_names: class names in the order of the class numbers, where the source has names.
-        paths: files and folders that the conversion must not overwrite.
     """
 
     count: int
     items: Callable[[], Iterator[SourceItem]]
     about_labels: str
     label_names: list[str] = field(default_factory=list)
-    paths: list[pathlib.Path] = field(default_factory=list)
 
 
 def open_source(source: str, labels: str = "auto", max_images: int | None = None) -> Source:
-    """Opens whatever `source` names.
+    """Opens whatever `source` names; `digits` always means the embedded digits (a folder of that name is `./digits`).
 
     Args:
         source: a folder, a zip, a `*_lmdb` folder, cifar-10-python.tar.gz, an idx3 archive of MNIST, or `digits`.
@@ -61,37 +60,36 @@ def open_source(source: str, labels: str = "auto", max_images: int | None = None
     Raises:
         UserError: unknown, missing or damaged source, no images, or the labels asked for are not there.
     """
-    from training.dataset_archives import is_cifar_name, is_mnist_name, open_cifar10, open_mnist
-
     path = pathlib.Path(source)
-    own_labels = labels in ("auto", "none")
-    if path.is_dir() and not _is_lmdb(path) or path.suffix.lower() == ".zip":
+    is_folder = os.path.isdir(path) and not _is_lmdb(path)
+    if source != DIGITS and (is_folder or path.suffix.lower() == ".zip"):
         return open_images(path, labels, max_images)
-    if not own_labels:
+    if labels not in ("auto", "none"):
         raise UserError(f"--labels={labels} is for folders and zips, but --source={source} is neither; give --labels=auto or none")
+    with_labels = labels == "auto"
     if source == DIGITS:
-        return open_digits(labels == "auto", max_images)
-    if not path.exists():
+        return from_arrays(source, *load_digits(), with_labels, max_images)
+    if not os.path.exists(path):
         raise UserError(f"--source={source} does not exist; give {KINDS}")
     if _is_lmdb(path):
         return open_lmdb(path, max_images)
     if is_cifar_name(path):
-        return open_cifar10(path, labels == "auto", max_images)
+        return from_arrays(source, *read_cifar10(path), with_labels, max_images)
     if is_mnist_name(path):
-        return open_mnist(path, labels == "auto", max_images)
+        return from_arrays(source, *read_mnist(path, with_labels), with_labels, max_images)
     raise UserError(f"--source={source} is of no known kind; give {KINDS}")
 
 
-def from_arrays(where: str, images: np.ndarray, labels: np.ndarray | None, max_images: int | None, about_labels: str) -> Source:
-    """A source whose images lie in memory: uint8 [N, H, W] or [N, H, W, C], labels int [N] or None."""
-    count = len(images) if max_images is None else min(len(images), max_images)
+def from_arrays(where: str, images: np.ndarray, labels: np.ndarray | None, with_labels: bool, max_images: int | None) -> Source:
+    """A source whose images lie in memory: uint8 [N, H, W] or [N, H, W, C], labels int [N]."""
+    count = len(images[:max_images])
 
     def items() -> Iterator[SourceItem]:
         for index in range(count):
-            label = None if labels is None else int(labels[index])
-            yield SourceItem(f"image {index} of {where}", Image.fromarray(images[index]), label)
+            yield SourceItem(f"image {index} of {where}", Image.fromarray(images[index]), int(labels[index]) if with_labels else None)
 
-    return Source(count, items, about_labels if labels is not None else "none (--labels=none)")
+    about = f"{int(labels.min())} to {int(labels.max())}, its own" if with_labels else "none (--labels=none)"
+    return Source(count, items, about)
 
 
 # Folders and zips.
@@ -111,7 +109,7 @@ def open_images(path: pathlib.Path, labels: str, max_images: int | None) -> Sour
             where = store.where(name)
             yield SourceItem(where, open_image(store.read(name), where), None if values is None else values[index])
 
-    return Source(len(names), items, about, label_names, [path])
+    return Source(len(names), items, about, label_names)
 
 
 def _choose_labels(store: FolderStore | ZipStore, every: list[str], names: list[str], labels: str) -> tuple[list | None, list[str], str]:
@@ -162,7 +160,7 @@ def class_folders(names: list[str], forced: bool = False) -> tuple[dict[str, str
 
 
 def _is_lmdb(path: pathlib.Path) -> bool:
-    return path.is_dir() and (path.name.endswith("_lmdb") or (path / "data.mdb").is_file())
+    return os.path.isdir(path) and (path.name.endswith("_lmdb") or os.path.isfile(path / "data.mdb"))
 
 
 def open_lmdb(path: pathlib.Path, max_images: int | None) -> Source:
@@ -191,39 +189,4 @@ def open_lmdb(path: pathlib.Path, max_images: int | None) -> Source:
     if found == 0:
         raise UserError(f"--source={path} is an LMDB without records")
     count = found if max_images is None else min(found, max_images)
-    return Source(count, items, "none (an LMDB has none)", paths=[path])
-
-
-def open_digits(with_labels: bool, max_images: int | None) -> Source:
-    """The 1,797 handwritten digits of scikit-learn as 32x32 grey images with their labels 0 to 9."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    about = "0 to 9, of the digits"
-    return from_arrays(DIGITS, enlarge_digits(digits.images), digits.target if with_labels else None, max_images, about)
-
-
-def enlarge_digits(images: np.ndarray, factor: int = 4) -> np.ndarray:
-    """Grey images of 0..16 enlarged `factor` times by Catmull-Rom splines: [N, H, W] -> uint8 [N, H*factor, W*factor] of 0..255.
-
-    In whole numbers throughout, so that every machine makes the same bytes. Pixels beyond the edge repeat the edge.
-    """
-    denominator = 2 * (2 * factor) ** 3
-    levels = np.asarray(images).astype(np.int64)
-    for axis in (1, 2):
-        size = levels.shape[axis]
-        matrix = np.zeros([size * factor, size], dtype=np.int64)
-        for row in range(size * factor):
-            # Pixel centres: output row sits at (row + 1/2) / factor - 1/2, in steps of 1 / (2 * factor).
-            base, t = divmod(2 * row + 1 - factor, 2 * factor)
-            for tap, weight in enumerate(_catmull_rom(t, 2 * factor)):
-                matrix[row, min(max(base + tap - 1, 0), size - 1)] += weight
-        levels = np.moveaxis(np.moveaxis(levels, axis, -1) @ matrix.T, -1, axis)
-    scaled = (levels * 255 * 2 + 16 * denominator**2) // (2 * 16 * denominator**2)
-    return np.clip(scaled, 0, 255).astype(np.uint8)
-
-
-def _catmull_rom(t: int, steps: int) -> list[int]:
-    """The four weights at t / steps between the second and the third point, times 2 * steps**3."""
-    one, two, three = t * steps**2, t**2 * steps, t**3
-    return [-one + 2 * two - three, 2 * steps**3 - 5 * two + 3 * three, one + 4 * two - 3 * three, -two + three]
+    return Source(count, items, "none (an LMDB has none)")

@@ -62,7 +62,7 @@ class FolderStore:
         return str(self.path / name)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing is held open between reads, so there is nothing to let go of."""
         return
 
 
@@ -137,9 +137,9 @@ class ZipStore:
 def open_store(path: str | os.PathLike) -> FolderStore | ZipStore:
     """Opens a folder or a zip. Raises UserError if `path` is neither, or is not whole."""
     path = pathlib.Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return FolderStore(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"data set {path} does not exist; give a folder or a zip of images")
     if path.suffix.lower() != ".zip":
         raise UserError(f"data set {path} is neither a folder nor a .zip; convert it with dataset_tool.py")

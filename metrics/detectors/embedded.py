@@ -24,7 +24,7 @@ WEIGHTS_PATH = pathlib.Path(__file__).with_name("embedded.safetensors")
 FEATURE_DIM = 256
 NUM_CLASSES = 10
 RESOLUTION = 32
-KIND = "pairing-gan embedded detector 1"  # the "kind" entry of the metadata: says that a safetensors file is meant for this network
+META_KEY = "pairing-gan embedded detector 1"  # the one metadata entry; its presence says that a safetensors file is meant for this network
 
 STEM_CHANNELS = 32
 STAGE_CHANNELS = (32, 128, FEATURE_DIM)  # after each halving: at 16x16, 8x8 and 4x4
@@ -160,7 +160,8 @@ def weights_digest(path: str | os.PathLike = WEIGHTS_PATH) -> str:
 def save_embedded(detector: EmbeddedDetector, path: str | os.PathLike, meta: dict) -> None:
     """Writes a folded detector as float16 safetensors with `meta` (JSON-able) as metadata; atomic only on a path from dnnlib.atomic_path."""
     tensors = {name: value.to(torch.float16).contiguous() for name, value in detector.state_dict().items()}
-    data = safetensors.torch.save(tensors, metadata={"kind": KIND, "meta": json.dumps(meta, sort_keys=True)})
+    # One entry only, because safetensors writes several in random order and equal weights should be equal files.
+    data = safetensors.torch.save(tensors, metadata={META_KEY: json.dumps(meta, sort_keys=True)})
     # Written here and not by safetensors, whose own writer makes files that only their owner can read.
     pathlib.Path(path).write_bytes(data)
 
@@ -192,11 +193,11 @@ def _read_weights(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dic
     try:
         with safetensors.safe_open(path, framework="pt") as handle:
             header = handle.metadata() or {}
-            if header.get("kind") != KIND:
+            if META_KEY not in header:
                 raise UserError(f"{path} is not a weights file of the embedded detector; restore the file that ships with the code")
             names = handle.keys()
-            return {name: handle.get_tensor(name) for name in names}, json.loads(header["meta"])
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+            return {name: handle.get_tensor(name) for name in names}, json.loads(header[META_KEY])
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 

@@ -60,8 +60,7 @@ def load(spec: str, device: torch.device | str) -> tuple[torch.jit.ScriptModule,
     """
     path = locate(spec)
     try:
-        with open(path, "rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(handle)
+        digest = _sha256(path)
         network = torch.jit.load(str(path), map_location=device)
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -69,10 +68,11 @@ def load(spec: str, device: torch.device | str) -> tuple[torch.jit.ScriptModule,
     return network.eval(), digest
 
 
-def _digest(handle) -> str:
+def _sha256(path: pathlib.Path) -> str:
     digest = hashlib.sha256()
-    while chunk := handle.read(1 << 20):
-        digest.update(chunk)
+    with open(path, "rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ SEPARABLE_TAPS = 8  # 1-D filters with at least so many taps stay 1-D and are ap
 
 def setup_filter(
     f: torch.Tensor | np.ndarray | Sequence | float | None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     normalize: bool = True,
     flip_filter: bool = False,
     gain: float = 1,
@@ -30,6 +30,7 @@ def setup_filter(
 
     Args:
         f: [taps] or [height, width] coefficients, a number, or None for the identity.
+        device: where to put it; None: where `f` is, or the default device.
         normalize: divide by the sum, so that constant images stay as they are.
         flip_filter: mirror the filter along every axis.
         gain: overall factor on the signal's magnitude.
@@ -41,7 +42,7 @@ def setup_filter(
     Raises:
         ValueError: `f` is empty, has more than two dimensions, or is 2-D and asked to be separable.
     """
-    f = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
+    f = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=device)
     if f.ndim > 2 or f.numel() == 0:
         raise ValueError(f"a filter is [taps] or [height, width] and not empty, found shape {list(f.shape)}")
     if f.ndim == 0:
@@ -57,7 +58,7 @@ def setup_filter(
     if flip_filter:
         f = f.flip(list(range(f.ndim)))
     # A separable filter is applied twice, each time with the square root of the gain.
-    return (f * gain ** (f.ndim / 2)).to(device)
+    return f * gain ** (f.ndim / 2)
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:

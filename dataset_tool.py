@@ -1,0 +1,81 @@
+"""Converts image collections to data sets for training, and checks data sets.
+
+The work is done in training/dataset_sources.py (reading), dataset_writer.py (converting) and dataset_check.py (checking)."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import click
+import tqdm
+
+from dnnlib import UserError
+from dnnlib.cli import run_command
+from training.dataset_check import check_dataset, format_report
+from training.dataset_sources import DIGITS, LABEL_CHOICES, open_source
+from training.dataset_writer import FILTERS, MODES, TRANSFORMS, Summary, convert_dataset, make_transform
+
+MAX_CLASS_NAMES = 30
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+@click.option("--source", metavar="PATH", help="Folder or zip of images, *_lmdb folder, cifar-10-python.tar.gz, train-images-idx3-ubyte.gz, or `digits`")
+@click.option("--dest", metavar="PATH", help="Zip (name ends in .zip) or new folder to write")
+@click.option("--max-images", type=click.IntRange(min=1), help="Take only the first images of the source")
+@click.option("--resize-filter", type=click.Choice(list(FILTERS)), default="lanczos", show_default=True, help="Filter for resizing")
+@click.option("--transform", type=click.Choice(TRANSFORMS), help="Crop before resizing")
+@click.option("--width", type=click.IntRange(min=1), help="Width of the written images in pixels")
+@click.option("--height", type=click.IntRange(min=1), help="Height of the written images in pixels")
+@click.option("--labels", type=click.Choice(LABEL_CHOICES), default="auto", show_default=True, help="Where labels come from; auto: dataset.json, else sub-folders")
+@click.option("--convert", type=click.Choice(list(MODES)), help="Make all images RGB, grey or RGB + alpha  [default: leave them as they are]")
+def main(ctx, source, dest, max_images, resize_filter, transform, width, height, labels, convert):
+    """Converts images to a data set for training: square PNG files of one size with a dataset.json, in a zip or folder.
+
+    \b
+    python dataset_tool.py --source=digits --dest=digits.zip
+    python dataset_tool.py --source=photos --dest=photos.zip --transform=center-crop --width=256 --height=256
+    python dataset_tool.py check photos.zip
+    """
+    if ctx.invoked_subcommand is not None:
+        given = [name for name, value in (("--source", source), ("--dest", dest)) if value is not None]
+        if given:
+            raise UserError(f"`{ctx.invoked_subcommand}` takes no {given[0]}; give the path alone")
+        return
+    for name, value in (("--source", source), ("--dest", dest)):
+        if value is None:
+            raise UserError(f"{name} is missing; see `python dataset_tool.py --help`")
+    if source != DIGITS and os.path.exists(dest) and os.path.exists(source) and os.path.samefile(source, dest):
+        raise UserError(f"--dest={dest} is the source itself; give another name")
+    resize = make_transform(transform, width, height, resize_filter)
+    opened = open_source(source, labels, max_images)
+    click.echo(f"{source}: {opened.count} images, labels: {opened.about_labels}")
+    summary = convert_dataset(opened, dest, resize, convert, lambda items: tqdm.tqdm(items, total=opened.count, unit="image", disable=None))
+    print_summary(dest, summary, opened.label_names)
+
+
+def print_summary(dest: str, summary: Summary, label_names: list[str]) -> None:
+    """Says on stdout what was written, with the number of images per class."""
+    left_out = f", {summary.left_out} too small and left out" if summary.left_out else ""
+    click.echo(f"{dest}: {summary.written} images, {summary.edge}x{summary.edge} {summary.mode}{left_out}")
+    counts = Counter(label for label in summary.labels if isinstance(label, int))
+    for label in sorted(counts)[:MAX_CLASS_NAMES]:
+        name = f" = {label_names[label]}" if label_names else ""
+        click.echo(f"  label {label}{name}: {counts[label]}")
+    if len(counts) > MAX_CLASS_NAMES:
+        click.echo(f"  and {len(counts) - MAX_CLASS_NAMES} more labels")
+
+
+@main.command()
+@click.argument("path")
+def check(path):
+    """Reads every image of a folder or zip, prints sizes, modes and labels, and ends with code 2 if it cannot be trained on."""
+    report = check_dataset(path, lambda names: tqdm.tqdm(names, unit="image", disable=None))
+    click.echo(format_report(report))
+    if report.problems:
+        raise UserError(f"{path} cannot be trained on: {report.problems[0]}")
+
+
+if __name__ == "__main__":
+    run_command(main)

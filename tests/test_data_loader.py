@@ -1,0 +1,150 @@
+"""Batches: the resident and the streaming path agree, ranks share one order, and resuming is exact."""
+
+import pathlib
+import random
+
+import numpy as np
+import pytest
+import torch
+from image_sets import pngs, write_zip
+
+from dnnlib import UserError
+from training.data_loader import IndexStream, ResidentLoader, StreamingLoader, open_loader, resident_bytes
+from training.dataset import ImageFolderDataset
+
+SET = pathlib.Path(__file__).parent / "data" / "dataset_small.zip"
+
+
+def small_set(**options):
+    return ImageFolderDataset(SET, use_labels=True, **options)
+
+
+def same(a, b):
+    return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 100])
+def test_first_round_visits_everything_once(length):
+    stream = IndexStream(length, seed=5)
+    assert sorted(stream.take(length).tolist()) == list(range(length))
+
+
+def test_chunks_make_no_difference():
+    whole = IndexStream(23, seed=1).take(300)
+    stream = IndexStream(23, seed=1)
+    chunks = np.concatenate([stream.take(count) for count in (1, 64, 7, 100, 128)])
+    np.testing.assert_array_equal(chunks, whole)
+
+
+def test_image_never_returns_within_half_a_round():
+    walk = IndexStream(40, seed=2).take(4000)
+    gaps = np.concatenate([np.diff(np.flatnonzero(walk == index)) for index in range(40)])
+    assert gaps.min() >= 21
+    assert np.bincount(walk, minlength=40).min() >= 50
+
+
+def test_rounds_differ_and_seeds_differ():
+    stream = IndexStream(50, seed=0)
+    first, second = stream.take(50), stream.take(50)
+    assert (first != second).any()
+    assert (IndexStream(50, seed=1).take(50) != first).any()
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_replicas_share_one_order(replicas):
+    alone = IndexStream(23, seed=4).take(12 * replicas)
+    parts = [IndexStream(23, seed=4, rank=rank, num_replicas=replicas) for rank in range(replicas)]
+    together = np.stack([np.concatenate([part.take(5), part.take(7)]) for part in parts], axis=1).reshape(-1)
+    np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("options", [{}, {"xflip": True}, {"xflip": True, "max_size": 9, "random_seed": 3}])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resident_equals_streaming(options, workers):
+    resident = open_loader(small_set(**options), 8, "cpu", seed=1, resident=True)
+    streaming = open_loader(small_set(**options), 8, "cpu", seed=1, resident=False, workers=workers)
+    for _ in range(12):
+        a, b = next(resident), next(streaming)
+        assert same(a, b)
+    assert a[0].dtype == torch.uint8 and a[0].shape == (8, 3, 16, 16)
+    assert a[1].dtype == torch.float32 and a[1].shape == (8, 5)
+    streaming.close()
+
+
+def test_batches_are_the_items_of_the_set():
+    dataset = small_set(xflip=True)
+    images, labels = next(open_loader(dataset, 46, "cpu", seed=7, resident=True))
+    for row, index in enumerate(IndexStream(46, seed=7).take(46)):
+        np.testing.assert_array_equal(images[row].numpy(), dataset[index][0])
+        np.testing.assert_array_equal(labels[row].numpy(), dataset[index][1])
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, True), (False, False), (True, False), (False, True)])
+def test_resume_goes_on_with_the_next_batch(before, after, tmp_path):
+    loader = open_loader(small_set(), 4, "cpu", seed=3, resident=before, workers=1)
+    for _ in range(9):
+        next(loader)
+    torch.save(loader.state_dict(), tmp_path / "state.pt")
+    expected = [next(loader) for _ in range(9)]
+    resumed = open_loader(small_set(), 4, "cpu", seed=99, resident=after, workers=1)
+    next(resumed)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert all(same(next(resumed), batch) for batch in expected)
+    loader.close()
+    resumed.close()
+
+
+def test_state_of_another_set_is_refused():
+    state = open_loader(small_set(), 4, "cpu").state_dict()
+    with pytest.raises(UserError, match="data set of 23 items .* has 46"):
+        open_loader(small_set(xflip=True), 4, "cpu").load_state_dict(state)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_global_generators_are_left_alone(resident):
+    before = (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
+    loader = open_loader(small_set(), 4, "cpu", resident=resident, workers=1)
+    for _ in range(3):
+        next(loader)
+    loader.close()
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
+    assert before[2] == random.getstate()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_torn_image_while_streaming_is_one_sentence(tmp_path, workers):
+    files = pngs(4)
+    files["00000/img00000002.png"] = files["00000/img00000002.png"][:300]
+    dataset = ImageFolderDataset(write_zip(tmp_path / "set.zip", files))
+    loader = open_loader(dataset, 4, "cpu", resident=False, workers=workers)
+    with pytest.raises(UserError, match=r"^00000/img00000002\.png in .*torn image") as caught:
+        next(loader)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"img00000002\.png"):
+        open_loader(dataset, 4, "cpu", resident=True)
+
+
+def test_small_sets_become_resident(monkeypatch):
+    dataset = small_set(xflip=True)
+    assert resident_bytes(dataset) == 23 * 3 * 16 * 16 + 46 * 5 * 4
+    assert isinstance(open_loader(dataset, 4, "cpu"), ResidentLoader)
+    monkeypatch.setattr("training.data_loader.RESIDENT_BYTES", 1000)
+    assert isinstance(open_loader(dataset, 4, "cpu"), StreamingLoader)
+
+
+def test_batch_size_below_one():
+    with pytest.raises(UserError, match="batch size per process is 0"):
+        open_loader(small_set(), 0, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resident", [True, False])
+def test_cuda_batches_equal_cpu_batches(resident):
+    on_cpu = open_loader(small_set(xflip=True), 8, "cpu", seed=1, resident=True)
+    on_gpu = open_loader(small_set(xflip=True), 8, "cuda", seed=1, resident=resident, workers=1)
+    for _ in range(8):
+        a, b = next(on_cpu), next(on_gpu)
+        assert b[0].device.type == b[1].device.type == "cuda"
+        assert same(a, (b[0].cpu(), b[1].cpu()))
+    on_gpu.close()

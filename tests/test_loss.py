@@ -1,0 +1,198 @@
+"""Losses equal the golden gradients; each term moves the networks it should and no other."""
+
+import pytest
+import torch
+
+from pairing.network import PairingNetwork
+from test_networks import CONFIGS, golden, near
+from training import objectives
+from training.loss import StyleGAN2Loss, trainable
+from training.networks import Discriminator, Generator
+
+
+def gradients(module):
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("phase", ["Gmain", "Dmain", "Dreg"])
+def test_phase_gradients_equal_golden(name, phase):
+    config, t, G, D = golden(name)
+    for p in [p for n, p in G.named_parameters() if n.endswith("noise_strength")]:
+        p.data.zero_()
+    for module in (G, D):
+        module.train().requires_grad_(False)
+    loss = StyleGAN2Loss("cpu", G.mapping, G.synthesis, D, **config["loss"])
+    module = G if phase.startswith("G") else D
+    with trainable(module):
+        loss.accumulate_gradients(phase, t["real"], t["c"], t["z"], t["c2"], sync=True, gain=1)
+    expected = {k.removeprefix(f"grad.{phase}."): v for k, v in t.items() if k.startswith(f"grad.{phase}.")}
+    prefix = "G." if phase.startswith("G") else "D."
+    ours = {prefix + k: v for k, v in gradients(module).items()}
+    assert expected and set(ours) <= {prefix + n for n, _ in module.named_parameters()}
+    for key, value in expected.items():
+        if key in ours:
+            near(ours[key], value, 1e-3)
+        else:  # a bias that the penalty does not depend on: no gradient is a zero gradient
+            assert value.abs().max() == 0
+    other = D if module is G else G
+    assert not gradients(other)
+    if phase == "Gmain":
+        near(G.mapping.w_avg, t["w_avg_after_one_training_pass"], 1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_path_lengths_equal_golden(name):
+    _, t, G, _ = golden(name)
+    G.load_state_dict({k[7:]: v for k, v in t.items() if k.startswith("eval.G.")}, strict=False)
+    for p in [p for n, p in G.named_parameters() if n.endswith("noise_strength")]:
+        p.data.zero_()
+    G.eval().requires_grad_(True)
+    ws = G.mapping(t["z"], t["c2"])
+    lengths = objectives.path_lengths(G.synthesis(ws, noise_mode="none"), ws, t["pl.noise"])
+    near(lengths, t["pl.lengths"], 1e-4)
+    penalty = (lengths - 0.5).square().mean()
+    near(penalty, t["pl.penalty_with_mean_0.5"], 1e-4)
+    penalty.backward()
+    ours = gradients(G)
+    for key, value in t.items():
+        if key.startswith("grad.pl.G."):
+            near(ours[key.removeprefix("grad.pl.G.")], value, 1e-3)
+
+
+def small(c_dim=3, **loss_kwargs):
+    torch.manual_seed(0)
+    width = dict(channel_base=128, channel_max=8)
+    # Without noise inputs, whose gradients depend on the position in the random stream.
+    G = Generator(8, c_dim, 8, 16, 3, mapping_kwargs={"num_layers": 2}, synthesis_kwargs=dict(width, use_noise=False))
+    D = Discriminator(c_dim, 16, 3, **width, mapping_kwargs={"num_layers": 1}, epilogue_kwargs={"mbstd_group_size": 1})
+    P = PairingNetwork(8, 16, 3, embed_dim=8)
+    for module in (G, D, P):
+        module.train().requires_grad_(False)
+    kwargs = dict(style_mixing_prob=0, pl_weight=0, r1_gamma=1) | loss_kwargs
+    if kwargs.pop("with_P", False):
+        kwargs["P"] = P
+    return G, D, P, StyleGAN2Loss("cpu", G.mapping, G.synthesis, D, **kwargs)
+
+
+def batch(n=4, c_dim=3, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    c = torch.eye(c_dim)[torch.randint(c_dim, [2, n], generator=g)]
+    return torch.randn(n, 3, 16, 16, generator=g), c[0], torch.randn(n, 8, generator=g), c[1]
+
+
+def flat(module):
+    return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in module.parameters()])
+
+
+@pytest.mark.parametrize("mode", ["infonce", "binary"])
+@pytest.mark.parametrize("space", ["z", "w"])
+def test_pairing_gradient_reaches_G_and_P_and_never_D(mode, space):
+    G, D, P, loss = small(with_P=True, pairing_weight=0.5, pairing_mode=mode, pairing_space=space)
+    _, plain_D, _, plain = small()
+    with trainable(G, P):
+        loss.accumulate_gradients("Gmain", *batch())
+    assert flat(P).abs().max() > 0 and flat(G).abs().max() > 0 and not gradients(D)
+    with_pairing = flat(G)
+    G2, _, _, plain = small()
+    with trainable(G2):
+        plain.accumulate_gradients("Gmain", *batch())
+    assert not torch.allclose(with_pairing, flat(G2), rtol=1e-3)
+    with trainable(D):
+        loss.accumulate_gradients("Dmain", *batch())
+    torch.manual_seed(0)
+    _, D2, _, plain = small()
+    del plain_D
+    P.zero_grad()
+    with trainable(D2):
+        plain.accumulate_gradients("Dmain", *batch())
+    assert flat(P).abs().max() == 0
+    assert torch.allclose(flat(D), flat(D2), atol=1e-6)  # both saw the same images
+
+
+def test_joint_loss_is_adversarial_plus_lambda_times_pairing():
+    """Equation (3): the gradient is linear in lambda."""
+    grads = []
+    for weight in (0.0, 0.3, 0.6):
+        G, _, P, loss = small(with_P=True, pairing_weight=weight)
+        with trainable(G, P):
+            loss.accumulate_gradients("Gmain", *batch())
+        grads.append(flat(G))
+    torch.testing.assert_close(grads[2] - grads[1], grads[1] - grads[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["logistic", "relativistic"])
+@pytest.mark.parametrize("phase", ["Gmain", "Dmain", "Dreg"])
+def test_accumulated_rounds_equal_one_big_batch(objective, phase):
+    """Minibatch std is off and the pairing term absent, as both see one round at a time."""
+    real, real_c, z, c = batch(8)
+    grads = []
+    for rounds in (1, 4):
+        G, D, _, loss = small(objective=objective, r2_gamma=0.5)
+        module = G if phase == "Gmain" else D
+        with trainable(module):
+            for part in zip(*(t.chunk(rounds) for t in (real, real_c, z, c))):
+                loss.accumulate_gradients(phase, *part, gain=1 / rounds)
+        grads.append(flat(module))
+    assert grads[0].abs().max() > 0
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
+
+
+def test_gboth_and_dboth_are_the_sums_of_their_parts():
+    for whole, parts in (("Gboth", ["Gmain", "Greg"]), ("Dboth", ["Dmain", "Dreg"])):
+        results = []
+        for phases in ([whole], parts):
+            G, D, _, loss = small(pl_weight=2, pl_decay=0, r2_gamma=0.3)
+            module = G if whole.startswith("G") else D
+            with trainable(module):
+                for phase in phases:
+                    torch.manual_seed(7)
+                    loss.accumulate_gradients(phase, *batch())
+            results.append(flat(module))
+        # Path-length noise differs between the two (another position in the random stream), so G is compared by direction only.
+        if whole == "Dboth":
+            torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+        else:
+            assert torch.cosine_similarity(results[0], results[1], dim=0) > 0.3
+
+
+def test_r1_and_r2_are_half_gamma_times_the_squared_gradient():
+    """Against a discriminator with a known gradient: D(x) = <a, x>, so each penalty is gamma / 2 * |a|^2."""
+    a = torch.randn(3, 4, 4, dtype=torch.float64)
+    x = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    penalty = objectives.gradient_penalty((x * a).sum(dim=[1, 2, 3])[:, None], x)
+    torch.testing.assert_close(penalty, a.square().sum().expand(5))
+
+
+def test_relativistic_objective_depends_on_differences_only():
+    real, fake = torch.randn(6, 1), torch.randn(6, 1)
+    a = objectives.relativistic_loss(real, fake)
+    torch.testing.assert_close(a, objectives.relativistic_loss(real + 5, fake + 5))
+    assert (objectives.relativistic_loss(real + 1, fake) < a).all()
+
+
+def test_mode_seeking_pairs_latents_under_one_label():
+    seen = []
+    G, D, _, loss = small(ms_weight=1.0)
+    loss.G_mapping = lambda z, c, **kwargs: seen.append(c) or G.mapping(z, c, **kwargs)
+    with trainable(G):
+        loss.accumulate_gradients("Gmain", *batch(5))
+    assert torch.equal(seen[0][:2], seen[0][2:4]) and gradients(G) and not gradients(D)
+
+
+def test_style_mixing_swaps_the_tail_and_keeps_the_plain_ws():
+    G, _, _, loss = small(style_mixing_prob=1.0)
+    _, _, z, c = batch()
+    _, ws, plain = loss.run_G(z, c)
+    same = (ws == plain).all(dim=2).all(dim=0)
+    assert same[0] and not same[-1] and torch.equal(same, same.sort(descending=True).values)
+    loss.style_mixing_prob = 0.0
+    state = torch.get_rng_state()
+    G.mapping(z, c)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_unknown_phase_is_refused():
+    *_, loss = small()
+    with pytest.raises(ValueError, match="Gmain"):
+        loss.accumulate_gradients("G", *batch())

@@ -1,0 +1,82 @@
+"""Statistics that any line of the training code may report: `report(name, tensor)` now, means and deviations once a tick.
+
+Values are summed on their own device; nothing waits for a GPU until a `Collector` reads.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from dnnlib import EasyDict
+
+# name -> float64 [count, sum, sum of squares] since the process started
+_moments: dict[str, torch.Tensor] = {}
+
+
+def report(name: str, value: torch.Tensor | float) -> torch.Tensor | float:
+    """Adds the elements of `value` to the statistic `name` and returns `value` as it came."""
+    elements = torch.as_tensor(value).detach().flatten()
+    # float64 does not exist on MPS; there the sums of a few hundred values a tick are exact enough in float32.
+    dtype = torch.float32 if elements.device.type == "mps" else torch.float64
+    elements = elements.to(dtype)
+    moments = torch.stack([torch.full_like(elements.sum(), elements.numel()), elements.sum(), elements.square().sum()])
+    if name in _moments:
+        _moments[name] += moments
+    else:
+        _moments[name] = moments
+    return value
+
+
+class Collector:
+    """Mean and deviation of each statistic between two calls of `update`, over all ranks.
+
+    Args:
+        pattern: regular expression of the names to follow.
+    """
+
+    def __init__(self, pattern: str = ".*"):
+        self._pattern = re.compile(pattern)
+        self._before: dict[str, np.ndarray] = {}
+        self._delta: dict[str, np.ndarray] = {}
+        self.update()
+
+    def names(self) -> list[str]:
+        """Names with a value, in alphabetical order."""
+        return sorted(name for name, delta in self._delta.items() if delta[0] > 0)
+
+    def update(self) -> None:
+        """Makes the values since the last update the current ones. All ranks call this together, having reported the same names."""
+        names = sorted(name for name in _moments if self._pattern.fullmatch(name))
+        if not names:
+            return
+        totals = torch.stack([_moments[name].to("cpu", torch.float64) for name in names])
+        deltas = totals.numpy() - np.stack([self._before.get(name, np.zeros(3)) for name in names])
+        self._before.update(zip(names, totals.numpy().copy()))
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            shared = torch.from_numpy(deltas.copy())
+            shared = shared.to("cuda") if dist.get_backend() == "nccl" else shared
+            dist.all_reduce(shared)
+            deltas = shared.cpu().numpy()
+        self._delta = dict(zip(names, deltas))
+
+    def num(self, name: str) -> int:
+        """How many values came in between the last two updates."""
+        return int(self._delta.get(name, np.zeros(3))[0])
+
+    def mean(self, name: str) -> float:
+        """Their mean; NaN without any."""
+        count, total, _ = self._delta.get(name, np.zeros(3))
+        return float(total / count) if count else float("nan")
+
+    def std(self, name: str) -> float:
+        """Their population standard deviation; NaN without any."""
+        count, total, squares = self._delta.get(name, np.zeros(3))
+        return float(np.sqrt(max(squares / count - (total / count) ** 2, 0))) if count else float("nan")
+
+    def as_dict(self) -> EasyDict:
+        """name -> {num, mean, std}, as written to stats.jsonl."""
+        return EasyDict({name: EasyDict(num=self.num(name), mean=self.mean(name), std=self.std(name)) for name in self.names()})

@@ -1,0 +1,132 @@
+"""Reads every image of a set and says whether it can be trained on, and if not, which images are in the way.
+Used by `dataset_tool.py check`; training itself checks each image as it reads it (dataset.py)."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dnnlib import UserError
+from training.dataset_labels import LABEL_FILE, label_array, match_labels, read_label_table
+from training.dataset_sources import class_folders
+from training.image_store import CHANNELS_OF_MODE, FolderStore, ZipStore, image_names, load_pixels, open_image, open_store
+
+FIRST = 3
+LABEL_ROWS = 100
+
+
+@dataclass
+class CheckReport:
+    """What was found in a set.
+
+    Attributes:
+        path: the folder or zip.
+        images: number of image files.
+        sizes: images per "WxH".
+        modes: images per colour mode.
+        labels: images per label, "(none)" for those without.
+        problems: why it cannot be trained on, one sentence each; empty if it can.
+        notes: what else is worth knowing.
+    """
+
+    path: str
+    images: int = 0
+    sizes: Counter = field(default_factory=Counter)
+    modes: Counter = field(default_factory=Counter)
+    labels: Counter = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def check_dataset(path: str | os.PathLike, progress: Callable = iter) -> CheckReport:
+    """Decodes every image of a folder or zip and matches its labels.
+
+    Args:
+        path: folder or zip.
+        progress: wraps the iterator over the names, to show how far it is.
+
+    Raises:
+        UserError: the set cannot be opened at all.
+    """
+    store = open_store(path)
+    names = image_names(store)
+    report = CheckReport(str(path), len(names))
+    if not names:
+        report.problems.append("it holds no images (.png, .jpg, ...)")
+        return report
+    _check_images(store, names, report, progress)
+    _check_labels(store, names, report)
+    used = {LABEL_FILE, *names}
+    others = [name for name in store.names if name not in used]
+    if others:
+        report.notes.append(f"{len(others)} other files are passed over (first: {_first(others)})")
+    return report
+
+
+def _check_images(store: FolderStore | ZipStore, names: list[str], report: CheckReport, progress: Callable) -> None:
+    kinds, unreadable = {}, []
+    for name in progress(names):
+        try:
+            image = open_image(store.read(name), store.where(name))
+            load_pixels(image, store.where(name))
+        except UserError as error:
+            unreadable.append((name, str(error)))
+        else:
+            kinds[name] = ("{}x{}".format(*image.size), image.mode)
+    report.sizes.update(size for size, _ in kinds.values())
+    report.modes.update(mode for _, mode in kinds.values())
+    if unreadable:
+        report.problems.append(f"{len(unreadable)} images cannot be read (first: {_first([name for name, _ in unreadable])}): {unreadable[0][1]}")
+    for what, counts, position in (("size", report.sizes, 0), ("colour mode", report.modes, 1)):
+        if len(counts) > 1:
+            usual = counts.most_common(1)[0][0]
+            odd = [f"{name} {kind[position]}" for name, kind in kinds.items() if kind[position] != usual]
+            report.problems.append(f"{len(odd)} images have another {what} than {usual} (first: {_first(odd)})")
+    for size in report.sizes:
+        width, height = map(int, size.split("x"))
+        if width != height or width < 4 or width & (width - 1):
+            report.problems.append(f"{report.sizes[size]} images are {size} pixels, not square with a power of two as edge")
+    for mode in sorted(set(report.modes) - set(CHANNELS_OF_MODE)):
+        report.problems.append(f"{report.modes[mode]} images have the colour mode {mode}, not grey or RGB with or without alpha")
+
+
+def _check_labels(store: FolderStore | ZipStore, names: list[str], report: CheckReport) -> None:
+    where = store.where(LABEL_FILE)
+    try:
+        table = read_label_table(store)
+        if table is None:
+            report.labels["(none)"] = len(names)
+            if LABEL_FILE not in store.names and class_folders(names)[0]:
+                report.notes.append("it has sub-folders that look like classes; `dataset_tool.py --source=... --dest=...` makes labels of them")
+            return
+        for name in names:
+            label = table.get(name)
+            report.labels["(none)" if label is None else "(vector)" if isinstance(label, list) else str(label)] += 1
+        label_array(match_labels(names, table, names, where), where)
+    except UserError as error:
+        report.problems.append(str(error))
+
+
+def format_report(report: CheckReport) -> str:
+    """The report as a table of sizes, modes and labels, then the problems and notes, one per line."""
+    lines = [f"{report.path}: {report.images} images"]
+    for title, counts in (("size", report.sizes), ("mode", report.modes), ("label", report.labels)):
+        rows = sorted(counts.items(), key=_label_order) if title == "label" else counts.most_common()
+        lines += ["", f"{title:<16}{'images':>10}"] + [f"{name:<16}{count:>10}" for name, count in rows[:LABEL_ROWS]]
+        if len(rows) > LABEL_ROWS:
+            rest = [count for _, count in rows[LABEL_ROWS:]]
+            lines.append(f"{f'{len(rest)} more':<16}{sum(rest):>10}")
+    lines += ["", *(f"problem: {text}" for text in report.problems), *(f"note: {text}" for text in report.notes)]
+    lines.append("This set can be trained on." if not report.problems else "This set cannot be trained on as it is.")
+    return "\n".join(lines)
+
+
+def _label_order(row: tuple[str, int]) -> tuple:
+    name = row[0]
+    return (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:FIRST])

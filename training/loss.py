@@ -1,0 +1,253 @@
+"""The losses of one training phase: adversarial terms, R1/R2, path length, pairing and mode seeking, accumulated as gradients.
+
+Which networks a phase moves, how often and with which optimiser is the training loop's business (training.phases).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from pairing.losses import binary_pairing, infonce, mode_seeking
+from pairing.negatives import gather_latents
+from torch_utils import training_stats
+from training import objectives
+
+PHASES = ("Gmain", "Greg", "Gboth", "Dmain", "Dreg", "Dboth")
+PAIRING_MODES = ("infonce", "binary")
+PAIRING_SPACES = ("z", "w")
+
+
+class StyleGAN2Loss:
+    """Gradients of the StyleGAN2 losses and of the pairing term, phase by phase.
+
+    Args:
+        device: where the networks live.
+        G_mapping, G_synthesis, D: the networks, or callables that run them.
+        augment_pipe: applied to whatever D sees; None: nothing is.
+        style_mixing_prob: probability that a batch is made from two latents.
+        r1_gamma, r2_gamma: weights of the gradient penalty on real and on generated images; each penalty is gamma / 2 * |gradient|^2.
+        pl_batch_shrink, pl_decay, pl_weight: path length regularisation: batch divisor, decay of the running mean, weight.
+        objective: 'logistic' or 'relativistic'.
+        P: pairing network; None: no pairing term.
+        pairing_weight: lambda of the paper's equation (3).
+        pairing_tau: temperature.
+        pairing_mode: 'infonce' (equation 1) or 'binary' (section 3.2's simple instantiation).
+        pairing_space: latents that P sees, 'z' or 'w'. w is data to the pairing term: no gradient flows back through it.
+        pairing_gather: use the latents of all ranks as negatives.
+        ms_weight: weight of the mode-seeking baseline.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        G_mapping: Callable,
+        G_synthesis: Callable,
+        D: Callable,
+        augment_pipe: nn.Module | None = None,
+        style_mixing_prob: float = 0.9,
+        r1_gamma: float = 10,
+        pl_batch_shrink: int = 2,
+        pl_decay: float = 0.01,
+        pl_weight: float = 2,
+        r2_gamma: float = 0,
+        objective: str = "logistic",
+        P: nn.Module | None = None,
+        pairing_weight: float = 0,
+        pairing_tau: float = 0.1,
+        pairing_mode: str = "infonce",
+        pairing_space: str = "z",
+        pairing_gather: bool = True,
+        ms_weight: float = 0,
+    ):
+        self.device = device
+        self.G_mapping, self.G_synthesis, self.D, self.augment_pipe = G_mapping, G_synthesis, D, augment_pipe
+        self.style_mixing_prob, self.r1_gamma, self.r2_gamma, self.objective = style_mixing_prob, r1_gamma, r2_gamma, objective
+        self.pl_batch_shrink, self.pl_decay, self.pl_weight = pl_batch_shrink, pl_decay, pl_weight
+        self.pl_mean = torch.zeros([], device=device)
+        self.P, self.pairing_tau, self.pairing_mode, self.pairing_space = P, pairing_tau, pairing_mode, pairing_space
+        self.pairing_gather, self.ms_weight = pairing_gather, ms_weight
+        # A tensor, so that the adaptive controller can move it without rebuilding anything.
+        self.pairing_weight = torch.tensor(float(pairing_weight), device=device)
+
+    # Forward passes.
+
+    def run_G(self, z: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images [N, C, H, W], the ws that made them and, before style mixing, the ws of z alone."""
+        ws = plain_ws = self.G_mapping(z, c)
+        if self.style_mixing_prob > 0:
+            num_ws = ws.shape[1]
+            cutoff = torch.randint(1, num_ws, [], device=self.device)
+            mixed = torch.rand([], device=self.device) < self.style_mixing_prob
+            other = self.G_mapping(torch.randn_like(z), c, skip_w_avg_update=True)
+            swap = mixed & (torch.arange(num_ws, device=self.device) >= cutoff)
+            ws = torch.where(swap[None, :, None], other, ws)
+        return self.G_synthesis(ws), ws, plain_ws
+
+    def run_D(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """Logits [N, 1] of the augmented images."""
+        return self.D(img if self.augment_pipe is None else self.augment_pipe(img), c)
+
+    # Terms.
+
+    def pairing_term(self, img: torch.Tensor, z: torch.Tensor, plain_ws: torch.Tensor) -> torch.Tensor:
+        """The unweighted pairing loss of one batch, reported with its accuracy."""
+        latent = z if self.pairing_space == "z" else plain_ws[:, 0].detach()
+        if self.style_mixing_prob > 0:
+            img = self.G_synthesis(plain_ws)  # a mixed image comes from two latents: pair the unmixed one
+        e_x, e_z = self.P(img, latent)
+        if self.pairing_mode == "binary":
+            loss, accuracy = binary_pairing(e_x, e_z, self.pairing_tau)
+        else:
+            e_z, targets = gather_latents(e_z) if self.pairing_gather else (e_z, None)
+            loss, accuracy = infonce(e_x, e_z, self.pairing_tau, targets)
+        training_stats.report("Loss/pairing/loss", loss)
+        training_stats.report("Loss/pairing/accuracy", accuracy)
+        training_stats.report("Loss/pairing/weight", self.pairing_weight)
+        return loss
+
+    def _generator_main(self, real_img, real_c, z, c, gain) -> None:
+        if self.ms_weight > 0:
+            # Mode seeking compares images of two latents under one label: both halves of the batch share their labels.
+            half = len(z) // 2
+            c = torch.cat([c[:half], c[:half], c[2 * half :]])
+        img, _, plain_ws = self.run_G(z, c)
+        logits = self.run_D(img, c)
+        training_stats.report("Loss/scores/fake", logits)
+        training_stats.report("Loss/signs/fake", logits.sign())
+        if self.objective == "relativistic":
+            with torch.no_grad():
+                real_logits = self.run_D(real_img, real_c)
+            loss = objectives.relativistic_loss(winner_logits=logits, loser_logits=real_logits)
+        else:
+            loss = objectives.generator_loss(logits)
+        training_stats.report("Loss/G/loss", loss)
+        loss = loss.mean()
+        if self.P is not None:
+            loss = loss + self.pairing_weight * self.pairing_term(img, z, plain_ws)
+        if self.ms_weight > 0:
+            seeking = mode_seeking(img[:half], img[half : 2 * half], z[:half], z[half : 2 * half])
+            training_stats.report("Loss/ms/loss", seeking)
+            loss = loss + self.ms_weight * seeking
+        (loss * gain).backward()
+
+    def _generator_reg(self, z, c, gain) -> None:
+        n = max(len(z) // self.pl_batch_shrink, 1)
+        img, ws, _ = self.run_G(z[:n], c[:n])
+        lengths = objectives.path_lengths(img, ws)
+        self.pl_mean = self.pl_mean.lerp(lengths.detach().mean(), self.pl_decay)
+        penalty = (lengths - self.pl_mean).square()
+        training_stats.report("Loss/pl_penalty", penalty)
+        training_stats.report("Loss/G/reg", penalty * self.pl_weight)
+        (penalty.mean() * self.pl_weight * gain).backward()
+
+    def _fake_images(self, z, c) -> torch.Tensor:
+        with torch.no_grad():
+            return self.run_G(z, c)[0]
+
+    def _report_real(self, logits: torch.Tensor) -> None:
+        training_stats.report("Loss/scores/real", logits)
+        training_stats.report("Loss/signs/real", logits.sign())
+
+    def _discriminator(self, real_img, real_c, z, c, gain, main: bool, reg: bool) -> None:
+        r1, r2 = reg and self.r1_gamma > 0, reg and self.r2_gamma > 0
+        fake_img = fake_logits = None
+        if main or r2:
+            fake_img = self._fake_images(z, c).requires_grad_(r2)
+            fake_logits = self.run_D(fake_img, c)
+        if main:
+            training_stats.report("Loss/scores/fake", fake_logits)
+            training_stats.report("Loss/signs/fake", fake_logits.sign())
+        fake_loss = 0
+        if self.objective == "logistic" and fake_logits is not None:
+            # The two halves of the logistic loss part here: the graph of the fakes is freed before the reals are run.
+            fake_loss = objectives.discriminator_fake_loss(fake_logits).mean() if main else 0
+            penalty = self._penalty("r2", fake_logits, fake_img, self.r2_gamma) if r2 else 0
+            ((fake_loss + penalty) * gain).backward()
+            fake_loss = fake_loss.detach() if main else 0
+        real_img = real_img.detach().requires_grad_(r1)
+        real_logits = self.run_D(real_img, real_c)
+        self._report_real(real_logits)
+        loss = torch.zeros([], device=self.device)
+        if main and self.objective == "logistic":
+            real_loss = objectives.discriminator_real_loss(real_logits).mean()
+            loss = loss + real_loss
+            training_stats.report("Loss/D/loss", fake_loss + real_loss)
+        if self.objective == "relativistic":
+            if main:
+                pair_loss = objectives.relativistic_loss(winner_logits=real_logits, loser_logits=fake_logits)
+                training_stats.report("Loss/D/loss", pair_loss)
+                loss = loss + pair_loss.mean()
+            if r2:
+                loss = loss + self._penalty("r2", fake_logits, fake_img, self.r2_gamma)
+        if r1:
+            loss = loss + self._penalty("r1", real_logits, real_img, self.r1_gamma)
+        (loss * gain).backward()
+
+    def _penalty(self, name: str, logits: torch.Tensor, img: torch.Tensor, gamma: float) -> torch.Tensor:
+        penalty = objectives.gradient_penalty(logits, img)
+        training_stats.report(f"Loss/{name}_penalty", penalty)
+        training_stats.report("Loss/D/reg", penalty * (gamma / 2))
+        return penalty.mean() * (gamma / 2)
+
+    # The training loop's entry.
+
+    def accumulate_gradients(
+        self,
+        phase: str,
+        real_img: torch.Tensor,
+        real_c: torch.Tensor,
+        gen_z: torch.Tensor,
+        gen_c: torch.Tensor,
+        sync: bool = True,
+        gain: float = 1,
+    ) -> None:
+        """Adds gain times the gradients of `phase`'s mean loss to the networks' .grad.
+
+        Every loss is a mean over the samples given, so with gain = 1 / rounds the rounds of an accumulation sum to the
+        gradient of one big batch (except that minibatch std and pairing negatives see one round at a time).
+
+        Args:
+            phase: one of `PHASES`; the networks that the phase does not train have requires_grad off.
+            real_img, real_c: real images [N, C, H, W] in -1..1 and labels [N, c_dim].
+            gen_z, gen_c: latents [N, z_dim] and labels [N, c_dim] of the images to generate.
+            sync: kept from the field's signature; the training loop exchanges gradients itself, after the last round.
+            gain: factor on the loss.
+
+        Raises:
+            ValueError: unknown phase.
+        """
+        if phase not in PHASES:
+            raise ValueError(f"phase is one of {', '.join(PHASES)}, found {phase!r}")
+        if phase in ("Gmain", "Gboth"):
+            self._generator_main(real_img, real_c, gen_z, gen_c, gain)
+        if phase in ("Greg", "Gboth") and self.pl_weight > 0:
+            self._generator_reg(gen_z, gen_c, gain)
+        if phase.startswith("D"):
+            main, reg = phase in ("Dmain", "Dboth"), phase in ("Dreg", "Dboth")
+            if main or (reg and (self.r1_gamma > 0 or self.r2_gamma > 0)):
+                self._discriminator(real_img, real_c, gen_z, gen_c, gain, main, reg)
+
+    def state_dict(self) -> dict:
+        """What the loss carries from batch to batch: the path-length mean and the pairing weight."""
+        return {"pl_mean": self.pl_mean.detach().clone(), "pairing_weight": self.pairing_weight.clone()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restores `state_dict`."""
+        self.pl_mean = state["pl_mean"].to(self.device)
+        self.pairing_weight = state["pairing_weight"].to(self.device)
+
+
+@contextlib.contextmanager
+def trainable(*modules: nn.Module) -> Iterator[None]:
+    """Within: the modules' parameters take gradients. After: they do not, so no other phase reaches them."""
+    for module in modules:
+        module.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.requires_grad_(False)
