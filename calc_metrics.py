@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import re
 import sys
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from dnnlib import EasyDict, UserError, download
 from dnnlib.cli import CommaList, run_command
 from metrics import registry, report
+from training.config import choose_device
 from training.dataset import ImageFolderDataset
 from training.networks import load_network
 
@@ -81,25 +81,17 @@ def _start(device: str, gpus: int) -> torch.device:
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if gpus > 1 and ranks != gpus:
         raise UserError(f"--gpus={gpus} needs that many processes, found {ranks}; start it by `torchrun --nproc-per-node={gpus} calc_metrics.py ...`")
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        device = next(name for name, there in available.items() if there)
-    if not available[device]:
-        raise UserError(f"--device={device} is not available on this machine; try --device=auto or --device=cpu")
+    chosen = choose_device(device)
     if ranks > 1:
-        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
-    if device == "cuda":
+        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if chosen.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device(device)
-
-
-def _is_url(network: str) -> bool:
-    return re.match(r"https?://", network) is not None
+    return chosen
 
 
 def _load(network: str, device: torch.device, data: str | None, mirror: bool | None) -> tuple[torch.nn.Module, dict]:
     """The averaged generator of a network file or URL, and the arguments of the data set to compare it with."""
-    networks = load_network(download.fetch(network) if _is_url(network) else network)
+    networks = load_network(download.fetch(network))
     if "G_ema" not in networks:
         raise UserError(f"--network={network} holds no generator G_ema; give a snapshot that train.py wrote, or a StyleGAN2-ADA .pkl")
     return networks.G_ema.to(device), _dataset_kwargs(networks.meta, networks.G_ema, data, mirror)
@@ -122,7 +114,7 @@ def _dataset_kwargs(meta: dict, G: torch.nn.Module, data: str | None, mirror: bo
 def _publish(lines: list[dict], network: str) -> None:
     """Prints the table and the JSON lines, and keeps the lines where the network lies in a run directory."""
     run_dir = pathlib.Path(network).parent
-    in_run = not _is_url(network) and (run_dir / "training_options.json").is_file()
+    in_run = not download.is_url(network) and (run_dir / "training_options.json").is_file()
     stamped = [report.stamp_line(line, network, run_dir if in_run else None) for line in lines]
     if stamped:
         print(report.format_table(stamped))

@@ -21,14 +21,14 @@ MAX_CLASS_NAMES = 30
 
 @click.group(invoke_without_command=True)
 @click.pass_context
-@click.option("--source", metavar="PATH", help="Folder or zip of images, *_lmdb folder, cifar-10-python.tar.gz, train-images-idx3-ubyte.gz, or `digits`")
+@click.option("--source", metavar="PATH", help="Folder or zip of images, *_lmdb, cifar-10-python.tar.gz, train-images-idx3-ubyte.gz, or `digits`")
 @click.option("--dest", metavar="PATH", help="Zip (name ends in .zip) or new folder to write")
 @click.option("--max-images", type=click.IntRange(min=1), help="Take only the first images of the source")
 @click.option("--resize-filter", type=click.Choice(list(FILTERS)), default="lanczos", show_default=True, help="Filter for resizing")
 @click.option("--transform", type=click.Choice(TRANSFORMS), help="Crop before resizing")
 @click.option("--width", type=click.IntRange(min=1), help="Width of the written images in pixels")
 @click.option("--height", type=click.IntRange(min=1), help="Height of the written images in pixels")
-@click.option("--labels", type=click.Choice(LABEL_CHOICES), default="auto", show_default=True, help="Where labels come from; auto: dataset.json, else sub-folders")
+@click.option("--labels", type=click.Choice(LABEL_CHOICES), default="auto", show_default=True, help="auto: dataset.json, else sub-folders")
 @click.option("--convert", type=click.Choice(list(MODES)), help="Make all images RGB, grey or RGB + alpha  [default: leave them as they are]")
 def main(ctx, source, dest, max_images, resize_filter, transform, width, height, labels, convert):
     """Converts images to a data set for training: square PNG files of one size with a dataset.json, in a zip or folder.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -24,7 +23,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write_text
 
 ATTEMPTS = 3
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 16  # what a torn transfer loses at most
 
 
 def cache_dir(*sub: str) -> pathlib.Path:
@@ -137,9 +136,9 @@ class _Download:
     def _attempt(self) -> None:
         """One request, for the rest of the file where a part of it is here already."""
         partial, validator_file = _partial(self.target), _validator_file(self.target)
-        start, validator = 0, None
+        start, validator = 0, ""
         if partial.exists() and validator_file.exists():
-            start, validator = partial.stat().st_size, json.loads(validator_file.read_text())
+            start, validator = partial.stat().st_size, validator_file.read_text()
         headers = {"Accept-Encoding": "identity"}
         if start and validator:
             headers |= {"Range": f"bytes={start}-", "If-Range": validator}
@@ -153,7 +152,7 @@ class _Download:
             if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 partial.unlink(missing_ok=True)
                 raise _Broken("the server sent another part than was asked for")
-            atomic_write_text(validator_file, json.dumps(_validator(response)))
+            atomic_write_text(validator_file, _validator(response))
             self._save(response, partial, start if resumed else 0)
 
     def _save(self, response: requests.Response, partial: pathlib.Path, start: int) -> None:
@@ -214,10 +213,10 @@ def _keep(target: pathlib.Path, digest: str) -> None:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
-def _validator(response: requests.Response) -> str | None:
-    """What lets the server recognise this very version of the file later: a strong ETag, else the date of its last change."""
-    etag = response.headers.get("ETag")
-    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+def _validator(response: requests.Response) -> str:
+    """What lets the server recognise this very version of the file later: a strong ETag, else the date of its last change, else ""."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
 @contextlib.contextmanager
@@ -243,7 +242,7 @@ def _partial(target: pathlib.Path) -> pathlib.Path:
 
 
 def _validator_file(target: pathlib.Path) -> pathlib.Path:
-    return target.with_name(f"{target.name}.part.json")
+    return target.with_name(f"{target.name}.part.version")
 
 
 def _record(target: pathlib.Path) -> pathlib.Path:

@@ -29,7 +29,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be the very thing that is missing or forbidden
+            temporary.unlink(missing_ok=True)
 
 
 def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dnnlib import atomic_path, download
+from dnnlib import UserError, atomic_path, download
 
 FORMAT = 1  # Part of every key: raise it when features of the same images, detector and protocol would come out differently.
 
@@ -59,13 +59,16 @@ class FeatureCache:
         return tensors
 
     def save(self, key: dict, tensors: dict[str, torch.Tensor]) -> None:
-        """Writes an entry, whole or not at all. Raises UserError where the folder cannot be written."""
+        """Writes an entry, whole or not at all. A folder that cannot be written costs time later but no figure now, so it is only logged."""
         if not self.enabled:
             return
         path = self.path(key)
-        with atomic_path(path) as temporary:
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_file(tensors, temporary, metadata={"checksum": _checksum(tensors)})
+            with atomic_path(path) as temporary:
+                safetensors.torch.save_file(tensors, temporary, metadata={"checksum": _checksum(tensors)})
+        except (UserError, OSError, safetensors.SafetensorError) as error:
+            self.log(f"the features of real images are not kept: {error}")
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

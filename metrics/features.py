@@ -10,6 +10,7 @@ Which metric needs what is `metrics.registry`'s business; caching is `metrics.fe
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -96,6 +97,7 @@ class DataSource:
         self.dataset = dataset
         self.device = device
         self.workers = workers
+        self.bad_images = 0  # Bytes are always finite.
 
     def batches(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
         """Yields the images [n, C, H, W] of each span (first, last + 1)."""
@@ -144,6 +146,7 @@ class GeneratorSource:
         self.seed = seed
         self.batch = batch
         self.truncation_psi = truncation_psi
+        self.bad_images: int | torch.Tensor = 0
         if G.c_dim > 0 and G.c_dim != dataset.label_dim:
             found = f"the generator takes labels of length {G.c_dim}, the labels of the data set have length {dataset.label_dim}"
             raise UserError(f"{found}; measure it against its own data set, with labels")
@@ -172,6 +175,7 @@ class GeneratorSource:
 
     def _generate(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         images = self.G(z, c, truncation_psi=self.truncation_psi, noise_mode="const")
+        self.bad_images = self.bad_images + (~torch.isfinite(images).flatten(1).all(dim=1)).sum()
         return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
@@ -186,11 +190,14 @@ def run_pass(
     """Feeds the images of `source` through every detector until each collector has its rows.
 
     Args:
-        source: batches(spans) yields uint8 images on `device`.
+        source: batches(spans) yields uint8 images on `device`; bad_images counts those that were not finite before.
         detectors: (detector, its collectors); the detector stops where its largest collector does.
         batch: images per detector call.
         device: of images and detectors.
         progress: name of a progress bar on stderr; None shows none.
+
+    Raises:
+        UserError: features or images that are not finite; on every rank alike.
     """
     total = max(collector.limit for _, collectors in detectors for collector in collectors)
     rank, ranks = rank_and_count()
@@ -198,16 +205,26 @@ def run_pass(
     rounds = [spans[first : first + ranks] for first in range(0, len(spans), ranks)]
     # A rank left without images in the last round works on the first image; its rows are dropped.
     own = [spans_of_round[rank] if rank < len(spans_of_round) else (0, 1) for spans_of_round in rounds]
-    with torch.no_grad(), full_precision(), tqdm(total=total, desc=progress, unit="img", disable=progress is None or rank != 0) as bar:
+    with torch.no_grad(), full_precision(), _progress_bar(progress if rank == 0 else None, total) as bar:
         for spans_of_round, images in zip(rounds, source.batches(own)):
             for detector, collectors in detectors:
                 limit = max(collector.limit for collector in collectors)
                 if spans_of_round[0][0] >= limit:
                     continue
                 features = _gather(detector(images), [last - first for first, last in spans_of_round], batch)
+                if not torch.isfinite(features).all():
+                    raise UserError(f"detector {detector.name} returns features with NaN or infinity; use another file or another --detector")
                 if rank == 0:
                     _deal(features, spans_of_round[0][0], collectors)
             bar.update(spans_of_round[-1][1] - spans_of_round[0][0])
+    bad_images = _sum_over_ranks(source.bad_images, device)
+    if bad_images:
+        raise UserError(f"the generator makes NaN or infinity in {bad_images:,} of {total:,} images; a figure of them would mean nothing")
+
+
+def _progress_bar(name: str | None, total: int) -> tqdm:
+    """A bar on stderr, silent without a name; in a log file it writes a line now and then only."""
+    return tqdm(total=total, desc=name, unit="img", disable=name is None, mininterval=0.5 if sys.stderr.isatty() else 20)
 
 
 def _deal(features: torch.Tensor, first: int, collectors: Sequence[Collector]) -> None:
@@ -228,6 +245,13 @@ def _gather(features: torch.Tensor, sizes: list[int], batch: int) -> torch.Tenso
     parts = [torch.empty_like(padded) for _ in range(ranks)]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+
+
+def _sum_over_ranks(count: int | torch.Tensor, device: torch.device) -> int:
+    total = torch.as_tensor(count, device=device)
+    if rank_and_count()[1] > 1:
+        dist.all_reduce(total)
+    return int(total)
 
 
 def rank_and_count() -> tuple[int, int]:

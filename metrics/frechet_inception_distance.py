@@ -8,13 +8,15 @@ import torch
 
 from dnnlib import UserError
 
+WELL_CONDITIONED = 1e-10  # Smallest squared Cholesky pivot, relative to the largest variance, that rounding cannot have made.
+
 
 def frechet_distance(mu_real: Any, sigma_real: Any, mu_gen: Any, sigma_gen: Any) -> float:
     """|mu_r - mu_g|^2 + Tr(S_r + S_g - 2 (S_r S_g)^(1/2)), in float64 on the CPU.
 
     The trace of the root is the sum of the roots of the eigenvalues of A^T S A, where S is one covariance and A A^T the other: symmetric, so
     they are real and not negative, and no general matrix root is needed. A spans only the range of its covariance, which keeps the rounding
-    noise of null directions (fewer samples than dimensions) out of the sum.
+    noise of null directions (fewer samples than dimensions) out of the sum, where the root would magnify it.
 
     Args:
         mu_real, mu_gen: [D] means, numpy arrays or tensors.
@@ -29,20 +31,20 @@ def frechet_distance(mu_real: Any, sigma_real: Any, mu_gen: Any, sigma_gen: Any)
     shapes = [list(tensor.shape) for tensor in means + sigmas]
     if shapes != [[dim], [dim], [dim, dim], [dim, dim]]:
         raise UserError(f"means and covariances have shapes {shapes}; two vectors [D] and two matrices [D, D] of one D are needed")
-    roots = sorted((_thin_root(sigma) for sigma in sigmas), key=lambda root: root.shape[1])
     # Either covariance may give the root; the one of lower rank makes the smaller product.
-    root = roots[0]
-    product = torch.linalg.multi_dot([root.t(), roots[1], roots[1].t(), root]) if root.shape[1] else root.new_zeros(0, 0)
-    trace_of_root = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum() if root.shape[1] else product.sum()
+    root, other = min(zip(map(_root, sigmas), reversed(sigmas)), key=lambda pair: pair[0].shape[1])
+    trace_of_root = torch.linalg.eigvalsh(root.t() @ other @ root).clamp(min=0).sqrt().sum()
     distance = (means[0] - means[1]).square().sum() + sigmas[0].trace() + sigmas[1].trace() - 2 * trace_of_root
     return max(float(distance), 0.0)
 
 
-def _thin_root(sigma: torch.Tensor) -> torch.Tensor:
-    """A [D, rank] with A A^T = sigma, over the directions in which sigma is not zero to rounding."""
+def _root(sigma: torch.Tensor) -> torch.Tensor:
+    """A [D, rank] with A A^T = sigma: the Cholesky factor, or one from eigenvectors where sigma is singular or nearly so."""
+    factor, failed = torch.linalg.cholesky_ex(sigma)
+    if not failed and factor.diagonal().amin().square() > WELL_CONDITIONED * sigma.diagonal().amax():
+        return factor
     values, vectors = torch.linalg.eigh((sigma + sigma.t()) / 2)
-    floor = values.abs().amax() * len(values) * torch.finfo(torch.float64).eps
-    kept = values > floor
+    kept = values > values.abs().amax() * len(values) * torch.finfo(torch.float64).eps
     return vectors[:, kept] * values[kept].sqrt()
 
 

@@ -52,7 +52,7 @@ def compute_prdc(
     hits = 0
     for rows, columns, squared in knn.cross_blocks(reals, fakes):
         inside = squared < real_bound[rows]
-        hits += int(inside.sum())
+        hits += int(torch.count_nonzero(inside))
         covered[rows] |= inside.any(dim=1)
         precise[columns] |= inside.any(dim=0)
         recalled[rows] |= (squared < fake_bound[:, columns]).any(dim=1)

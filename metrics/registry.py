@@ -123,31 +123,27 @@ def compute_metrics(
         dataset: items (uint8 [C, H, W], label), len(), get_label, get_details, label_dim, resolution, fingerprint(), as ImageFolderDataset.
         device: of generator, detectors and distances.
         detector: replaces the protocols' detectors; see `parse_metrics`.
-        metric_seed: of latents, labels and subsets.
+        metric_seed: of latents, labels and subsets; truncation_psi: of the generated images.
         batch_gen: images per generator call; default by resolution.
         batch_detector: images per detector call.
-        truncation_psi: truncation of the generated images.
-        cache: keep features of real images on disk, in `cache_dir` or the project's cache folder.
+        cache: keep features of real images on disk, in `cache_dir` or the project's cache folder; `log` receives lines about it.
         workers: processes that read a large data set.
         progress: show progress bars on stderr.
-        log: receives lines about the cache.
         on_failure: receives the name and error of a metric that cannot be computed, which is then left out; without it the error is raised.
 
     Returns:
         One line per metric: {"results", "metric", "total_time", "total_time_str", "num_gpus", "protocol"}; passes count in full for each.
 
     Raises:
-        UserError: unknown metric, detector not at hand, data set and generator that do not fit, features that cannot be compared.
+        UserError: unknown metric, detector not at hand, data set and generator that do not fit, values that are not finite.
     """
     started = time.time()
     device = torch.device(device)
-    make_dataset = make_dataset or (lambda **overrides: dataset)
-    jobs = _plan(parse_metrics(names, detector), make_dataset, device, G)
+    jobs = _plan(parse_metrics(names, detector), make_dataset or (lambda **overrides: dataset), device, G)
     if not jobs:
         return []
-    store = FeatureCache(cache_dir, enabled=cache, log=log)
     options = {"batch": batch_detector, "device": device}
-    collected = _real_features(jobs, store, workers, options, progress)
+    collected = _real_features(jobs, FeatureCache(cache_dir, enabled=cache, log=log), workers, options, progress)
     batch_gen = batch_gen or max(min(GENERATED_PIXELS // G.img_resolution**2, batch_detector), 1)
     labels = next((job.dataset for job in jobs if not job.spec.protocol.keep_flips), jobs[0].dataset)
     source = GeneratorSource(G, labels, device, seed=metric_seed, batch=batch_gen, truncation_psi=truncation_psi)

@@ -9,21 +9,9 @@ import time
 from collections.abc import Iterable
 
 from dnnlib import UserError
+from dnnlib.format import format_time
 
 CODE_VERSION = "0.1.0"  # Of the measuring code: raise it when a figure of the same network and data would come out differently.
-
-
-def format_time(seconds: float) -> str:
-    """Seconds as "12s", "3m 05s", "2h 03m 05s" or "1d 02h 03m"."""
-    total = round(seconds)
-    minutes, hours, days = total // 60, total // 3600, total // 86400
-    if total < 60:
-        return f"{total}s"
-    if total < 3600:
-        return f"{minutes}m {total % 60:02d}s"
-    if total < 86400:
-        return f"{hours}h {minutes % 60:02d}m {total % 60:02d}s"
-    return f"{days}d {hours % 24:02d}h {minutes % 60:02d}m"
 
 
 def result_line(name: str, results: dict[str, float], total_time: float, num_gpus: int, protocol: dict) -> dict:

@@ -5,6 +5,8 @@ An extension of this project, off by default; the paper uses one fixed weight.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 MAX_FACTOR = 10.0  # lambda stays between 0 and ten times its initial value
@@ -25,3 +27,39 @@ def adapt_weight(weight: torch.Tensor, initial: float, accuracy: torch.Tensor, t
     """
     step = initial * nimg / (kimg * 1000)
     return (weight + step * torch.sign(target - accuracy)).clamp(0, MAX_FACTOR * initial)
+
+
+class PairingController:
+    """Collects identification accuracies and moves the pairing weight every few batches; the host never waits for the device.
+
+    Args:
+        weight: scalar tensor, adjusted in place; its value now is the initial lambda.
+        target: accuracy to keep, 0 to 1.
+        interval: batches between adjustments.
+    """
+
+    def __init__(self, weight: torch.Tensor, target: float, interval: int = 4):
+        self.weight, self.target, self.interval = weight, target, interval
+        self.initial = float(weight)
+        self.accuracies = torch.zeros([2], device=weight.device)  # their sum and number since the last adjustment
+
+    def record(self, accuracy: torch.Tensor) -> None:
+        """Notes the accuracy (scalar) of one round."""
+        self.accuracies += torch.stack([accuracy.detach().float(), torch.ones_like(accuracy, dtype=torch.float32)])
+
+    def update(self, batches_done: int, batch_size: int, all_reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Adjusts the weight if `batches_done` is a multiple of the interval; `all_reduce` sums a tensor over ranks."""
+        if batches_done % self.interval:
+            return
+        total, count = all_reduce(self.accuracies.clone())
+        self.weight.copy_(adapt_weight(self.weight, self.initial, total / count, self.target, batch_size * self.interval))
+        self.accuracies.zero_()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The weight and what was collected since the last adjustment, as copies."""
+        return {"weight": self.weight.clone(), "accuracies": self.accuracies.clone()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Restores `state_dict`; the weight is written in place."""
+        self.weight.copy_(state["weight"])
+        self.accuracies.copy_(state["accuracies"])

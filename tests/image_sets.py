@@ -1,11 +1,15 @@
-"""Small data sets for the tests of data: random images in zips and folders."""
+"""Small data sets for the tests of data: random images in zips and folders, and calls of the conversion tool."""
 
 import io
 import json
 import zipfile
 
 import numpy as np
+import pytest
 from PIL import Image
+
+import dataset_tool
+from dnnlib import UserError
 
 SHAPES = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,)}
 
@@ -54,3 +58,29 @@ def with_labels(files, labels):
 def pngs(count, **options):
     """{name: bytes} of `count` random PNG files."""
     return {f"00000/img{index:08d}.png": png(index, **options) for index in range(count)}
+
+
+def tool(*args):
+    """Runs the command in this process; a user's mistake stays an exception."""
+    dataset_tool.main.main([str(arg) for arg in args], standalone_mode=False)
+
+
+def convert(source, dest, *options):
+    """Converts one set to another. Returns the destination."""
+    tool(f"--source={source}", f"--dest={dest}", *options)
+    return dest
+
+
+def labels_of(path):
+    """The labels in the dataset.json of a zip."""
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read("dataset.json"))["labels"]
+
+
+def refused(tmp_path, message, *args):
+    """The command must fail with this message and leave the folder as it was."""
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message) as caught:
+        tool(*args)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -23,10 +23,10 @@ def same(a, b):
     return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 7, 100])
-def test_first_round_visits_everything_once(length):
-    stream = IndexStream(length, seed=5)
-    assert sorted(stream.take(length).tolist()) == list(range(length))
+@pytest.mark.parametrize("length", [1, 2])
+def test_sets_without_room_for_exchanges_are_walked_in_turn(length):
+    rounds = IndexStream(length, seed=5).take(10 * length).reshape(10, length)
+    assert (np.sort(rounds, axis=1) == np.arange(length)).all() and (rounds == rounds[0]).all()
 
 
 def test_chunks_make_no_difference():
@@ -96,7 +96,7 @@ def test_resume_goes_on_with_the_next_batch(before, after, tmp_path):
 
 def test_state_of_another_set_is_refused():
     state = open_loader(small_set(), 4, "cpu").state_dict()
-    with pytest.raises(UserError, match="data set of 23 items .* has 46"):
+    with pytest.raises(UserError, match=r"data set of 23 items .* has 46"):
         open_loader(small_set(xflip=True), 4, "cpu").load_state_dict(state)
 
 

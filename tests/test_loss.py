@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from test_networks import CONFIGS, golden, near
 
 from pairing.network import PairingNetwork
-from test_networks import CONFIGS, golden, near
 from training import objectives
 from training.loss import StyleGAN2Loss, trainable
 from training.networks import Discriminator, Generator
@@ -173,8 +173,8 @@ def test_relativistic_objective_depends_on_differences_only():
 
 def test_mode_seeking_pairs_latents_under_one_label():
     seen = []
-    G, D, _, loss = small(ms_weight=1.0)
-    loss.G_mapping = lambda z, c, **kwargs: seen.append(c) or G.mapping(z, c, **kwargs)
+    G, D, _, _ = small()
+    loss = StyleGAN2Loss("cpu", lambda z, c: seen.append(c) or G.mapping(z, c), G.synthesis, D, ms_weight=1.0, style_mixing_prob=0, pl_weight=0)
     with trainable(G):
         loss.accumulate_gradients("Gmain", *batch(5))
     assert torch.equal(seen[0][:2], seen[0][2:4]) and gradients(G) and not gradients(D)

@@ -91,7 +91,10 @@ def test_upfirdn2d_gradgradcheck(up, down, padding, separable):
     assert gradgradcheck(lambda x: upfirdn2d(x, f, up, down, padding, gain=1.7).square(), (x,))
 
 
-@pytest.mark.parametrize("up,down,k,groups,flip", [(1, 1, 3, 1, True), (2, 1, 3, 1, False), (1, 2, 3, 2, True), (2, 1, 1, 2, True), (1, 2, 1, 1, True), (2, 2, 3, 1, False)])
+CONVOLUTIONS = [(1, 1, 3, 1, True), (2, 1, 3, 1, False), (1, 2, 3, 2, True), (2, 1, 1, 2, True), (1, 2, 1, 1, True), (2, 2, 3, 1, False)]
+
+
+@pytest.mark.parametrize("up,down,k,groups,flip", CONVOLUTIONS)
 def test_conv2d_resample_gradgradcheck(up, down, k, groups, flip):
     g = torch.Generator().manual_seed(0)
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64, generator=g, requires_grad=True)

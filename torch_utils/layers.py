@@ -127,4 +127,5 @@ class Conv2dLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, for printing the module."""
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, activation={self.activation}, up={self.up}, down={self.down}"
+        sizes = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        return f"{sizes}, activation={self.activation}, up={self.up}, down={self.down}"

@@ -68,6 +68,7 @@ class AugmentPipe(torch.nn.Module):
 
         Args:
             images: float32 [N, C, H, W] with 1 to 4 channels, in [-1, 1]: luminance, luminance and opacity, RGB, or RGB and opacity.
+                Colour leaves an opacity as it is; everything else treats it like the other channels.
             debug_percentile: in (0, 1); replaces every random draw by this percentile of its distribution and opens every gate.
 
         Returns:
@@ -80,10 +81,10 @@ class AugmentPipe(torch.nn.Module):
             raise ValueError(f"the augmentation pipe takes images [N, 1..4, H, W], found shape {list(images.shape)}")
         images = images.contiguous()
         draws = Draws(images.shape[0], self.p, debug_percentile)
-        if self.geometry.any():
+        if self.geometry.active():
             linear, shift = sample_transform(self.geometry, draws, width=images.shape[3], height=images.shape[2])
             images = warp(images, linear, shift, self.Hz_geom)
-        if self.color.any():
+        if self.color.active():
             images = augment_color(images, self.color, draws)
         if self.corruption.imgfilter > 0:
             images = filter_bands(images, self.corruption, draws, self.Hz_fbank)

@@ -24,16 +24,9 @@ class ColorOps:
     hue_max: float = 1  # largest turn; 1 is the full circle
     saturation_std: float = 1  # standard deviation of log2 of the saturation
 
-    def any(self) -> bool:
+    def active(self) -> bool:
         """Whether there is anything to do."""
         return any(multiplier > 0 for multiplier in (self.brightness, self.contrast, self.lumaflip, self.hue, self.saturation))
-
-
-# All five operations leave the grey axis v = (1, 1, 1)/sqrt(3) in place. What they make together is therefore a factor along v, and a rotation
-# with a factor in the plane across it: a combination of these three matrices, the projection on v, the projection on the plane, and v x.
-_ALONG = torch.full([3, 3], 1 / 3)
-_ACROSS = torch.eye(3) - _ALONG
-_TURN = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
 
 
 def augment_color(images: torch.Tensor, ops: ColorOps, draws: Draws) -> torch.Tensor:
@@ -51,30 +44,36 @@ def augment_color(images: torch.Tensor, ops: ColorOps, draws: Draws) -> torch.Te
         [N, C, H, W].
     """
     is_color = images.shape[1] >= 3
-    brightness = draws.gate(draws.normal() * ops.brightness_std, ops.brightness, 0) if ops.brightness > 0 else None
-    along = across = torch.ones([draws.batch], device=draws.p.device)
+    zero = torch.zeros([draws.batch], device=draws.p.device)
+    brightness, along, across, angle = zero, zero + 1, zero + 1, zero
+    if ops.brightness > 0:
+        brightness = draws.gate(draws.normal() * ops.brightness_std, ops.brightness, 0)
     if ops.contrast > 0:
         along = across = draws.gate(torch.exp2(draws.normal() * ops.contrast_std), ops.contrast, 1)
     if ops.lumaflip > 0:
         along = along * draws.gate(1 - 2 * draws.choice(2), ops.lumaflip, 1)
-    offset = torch.zeros_like(along) if brightness is None else along * brightness
-    if not is_color:
-        return _replace_leading(images, torch.addcmul(offset.view(-1, 1, 1, 1), images[:, :1], along.view(-1, 1, 1, 1)))
-    angle = torch.zeros_like(along)
-    if ops.hue > 0:
+    if ops.hue > 0 and is_color:
         angle = draws.gate(draws.symmetric() * (math.pi * ops.hue_max), ops.hue, 0)
-    if ops.saturation > 0:
+    if ops.saturation > 0 and is_color:
         across = across * draws.gate(torch.exp2(draws.normal() * ops.saturation_std), ops.saturation, 1)
-    matrix = _grey_axis_matrix(along, across, angle)
-    mixed = torch.baddbmm(offset.view(-1, 1, 1), matrix, images[:, :3].flatten(2))
+    offset = (along * brightness).to(images.dtype).view(-1, 1, 1, 1)
+    if not is_color:
+        return _replace_leading(images, torch.addcmul(offset, images[:, :1], along.to(images.dtype).view(-1, 1, 1, 1)))
+    matrix = _grey_axis_matrix(along, across, angle).to(images.dtype)
+    mixed = torch.baddbmm(offset[:, 0], matrix, images[:, :3].flatten(2))
     return _replace_leading(images, mixed.view(images.shape[0], 3, *images.shape[2:]))
 
 
 def _grey_axis_matrix(along: torch.Tensor, across: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    """[N, 3, 3]: a factor [N] along the grey axis, a factor [N] across it, and a turn about it by an angle [N]."""
-    basis = torch.stack([_ALONG, _ACROSS, _TURN]).to(along.device, non_blocking=True)
-    factors = torch.stack([along, across * angle.cos(), across * angle.sin()], dim=1)
-    return (factors @ basis.flatten(1)).view(-1, 3, 3)
+    """[N, 3, 3]: a factor [N] along the grey axis, a factor [N] in the plane across it, and a turn about it by an angle [N].
+
+    Every one of the operations keeps that axis and treats red, green and blue alike, so the matrix is circulant. It is the sum of `along` times the
+    projection on the axis v = (1, 1, 1)/sqrt(3), `across` times the cosine times the projection on the plane, and `across` times the sine times v x.
+    """
+    cos, sin = across * angle.cos(), across * angle.sin() / math.sqrt(3)
+    same = (along + 2 * cos) / 3
+    after, before = (along - cos) / 3 + sin, (along - cos) / 3 - sin
+    return torch.stack([same, before, after, after, same, before, before, after, same], dim=1).view(-1, 3, 3)
 
 
 def _replace_leading(images: torch.Tensor, leading: torch.Tensor) -> torch.Tensor:

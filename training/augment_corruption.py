@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from torch_utils.band_matrix import band_matrix, fold_reflection
 from training.augment_draws import Draws
-from training.augment_geometry import reflected_indices
 
 # The power of natural images falls with frequency; so much of it is expected in each band of the filter bank, lowest band first.
 _EXPECTED_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)
@@ -41,7 +41,8 @@ def filter_bands(images: torch.Tensor, ops: CorruptionOps, draws: Draws, bank: t
     Returns:
         [N, C, H, W].
     """
-    gains = _band_gains(ops, draws)
+    gains = _band_gains(ops, draws).to(images.dtype)
+    bank = bank.to(images.dtype)
     along_y = _filter_matrices(gains, bank, images.shape[2])
     along_x = along_y if images.shape[3] == images.shape[2] else _filter_matrices(gains, bank, images.shape[3])
     n, c, h, w = images.shape
@@ -51,30 +52,27 @@ def filter_bands(images: torch.Tensor, ops: CorruptionOps, draws: Draws, bank: t
 
 def _band_gains(ops: CorruptionOps, draws: Draws) -> torch.Tensor:
     """[N, bands]: the product of one normalised amplification per band whose gate opens."""
-    power = torch.tensor(_EXPECTED_POWER).to(draws.p.device, non_blocking=True)
-    gains = torch.ones([draws.batch, len(_EXPECTED_POWER)], device=draws.p.device)
-    for band, multiplier in enumerate(ops.imgfilter_bands):
-        amplification = draws.gate(torch.exp2(draws.normal() * ops.imgfilter_std), ops.imgfilter * multiplier, 1)
-        one_band = torch.ones_like(gains)
-        one_band[:, band] = amplification
-        gains = gains * one_band / (power * one_band.square()).sum(dim=1, keepdim=True).sqrt()
-    return gains
+    amplifications, normalizer = [], torch.ones([draws.batch], device=draws.p.device)
+    for multiplier, power in zip(ops.imgfilter_bands, _EXPECTED_POWER):
+        factor = draws.gate(torch.exp2(draws.normal() * ops.imgfilter_std), ops.imgfilter * multiplier, 1)
+        amplifications.append(factor)
+        # Amplifying this band alone changes the expected power from 1 to this.
+        normalizer = normalizer * (1 - power + power * factor.square()).rsqrt()
+    return torch.stack(amplifications, dim=1) * normalizer[:, None]
 
 
 def _filter_matrices(gains: torch.Tensor, bank: torch.Tensor, size: int) -> torch.Tensor:
-    """[N, size, size]: each image's filter along one axis with its reflecting edges, as a matrix."""
+    """[N, size, size]: each image's filter along one axis, with its reflecting edges, as a matrix."""
     radius = bank.shape[1] // 2
-    source = reflected_indices(size, radius, bank.device)
-    # Row i of a band's matrix spreads the filter's taps over the pixels that positions i - radius to i + radius reflect to.
-    windows = source.unfold(0, bank.shape[1], 1)
-    bands = bank.new_zeros([len(bank), size, size]).scatter_add_(2, windows.expand(len(bank), -1, -1), bank[:, None, :].expand(-1, size, -1))
+    padded = torch.arange(size + 2 * radius, device=bank.device)[None, :]
+    bands = fold_reflection(band_matrix(bank, padded - torch.arange(size, device=bank.device)[:, None]), size)
     return (gains @ bands.flatten(1)).view(-1, size, size)
 
 
 def add_noise(images: torch.Tensor, ops: CorruptionOps, draws: Draws) -> torch.Tensor:
     """Adds white noise of a random strength per image."""
     strength = draws.gate(draws.half_normal() * ops.noise_std, ops.noise, 0)
-    return images + draws.normal(*images.shape[1:]) * strength.view(-1, 1, 1, 1)
+    return images + (draws.normal(*images.shape[1:]) * strength.view(-1, 1, 1, 1)).to(images.dtype)
 
 
 def cut_out(images: torch.Tensor, ops: CorruptionOps, draws: Draws) -> torch.Tensor:

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from torch_utils.band_matrix import band_matrix, fold_reflection
 from torch_utils.ops.grid_sample import grid_sample
 from torch_utils.ops.upfirdn2d import upfirdn2d
 from torch_utils.wavelets import SYM6_CENTER
 from training.augment_draws import Draws
 
-DENSE_MAX_SIZE = 64
-"""Up to this height and width each axis is resampled by one dense matrix, which is faster than filtering there; the numbers are the same."""
+DENSE_MAX_SIZE = 256
+"""Up to this height and width each axis is resampled by one dense matrix, which is faster than filtering there (on a CPU 13 times at 32 pixels, 3
+times at 256); the numbers are the same."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class GeometryOps:
     aniso_std: float = 0.2  # standard deviation of log2 of the anisotropic scale
     xfrac_std: float = 0.125  # standard deviation of the shift, as a part of the image's size
 
-    def any(self) -> bool:
+    def active(self) -> bool:
         """Whether there is anything to do."""
         return any(multiplier > 0 for multiplier in (self.xflip, self.rotate90, self.xint, self.scale, self.rotate, self.aniso, self.xfrac))
 
@@ -60,11 +62,16 @@ class _InverseTransform:
     def rotate(self, angle: torch.Tensor) -> None:
         """The image turns by `angle` [N] in radians, from y towards x."""
         cos, sin = angle.cos(), angle.sin()
-        self.linear = self.linear @ torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
+        self.linear = _multiply(self.linear, torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2))
 
-    def translate(self, offset: torch.Tensor) -> None:
-        """The image moves by `offset` [N, 2] pixels."""
-        self.shift = self.shift - self.linear @ offset[:, :, None]
+    def translate(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """The image moves by x and y pixels, each [N]."""
+        self.shift = self.shift - _multiply(self.linear, torch.stack([x, y], dim=1)[:, :, None])
+
+
+def _multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """[N, 2, 2] times [N, 2, k] in full precision: a reduced-precision matrix product would move images by visible parts of a pixel."""
+    return (a[:, :, :, None] * b[:, None, :, :]).sum(dim=2)
 
 
 def sample_transform(ops: GeometryOps, draws: Draws, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,14 +81,14 @@ def sample_transform(ops: GeometryOps, draws: Draws, width: int, height: int) ->
         (linear [N, 2, 2], shift [N, 2, 1]), which take output positions to image positions.
     """
     inverse = _InverseTransform(draws.batch, draws.p.device)
-    size = torch.tensor([width, height], dtype=torch.float32).to(draws.p.device, non_blocking=True)
     if ops.xflip > 0:
         mirror = draws.gate(1 - 2 * draws.choice(2), ops.xflip, 1)
         inverse.scale(mirror, torch.ones_like(mirror))
     if ops.rotate90 > 0:
         inverse.rotate(draws.gate(draws.choice(4), ops.rotate90, 0) * (math.pi / 2))
     if ops.xint > 0:
-        inverse.translate((draws.gate(draws.symmetric(2) * ops.xint_max, ops.xint, 0) * size).round())
+        x, y = draws.gate(draws.symmetric(2) * ops.xint_max, ops.xint, 0).unbind(dim=1)
+        inverse.translate((x * width).round(), (y * height).round())
     if ops.scale > 0:
         factor = draws.gate(torch.exp2(draws.normal() * ops.scale_std), ops.scale, 1)
         inverse.scale(factor, factor)
@@ -95,7 +102,8 @@ def sample_transform(ops: GeometryOps, draws: Draws, width: int, height: int) ->
     if ops.rotate > 0 and draws.percentile is None:  # a fixed percentile would turn by the same angle twice; the field turns once
         inverse.rotate(draws.gate_with(draws.symmetric() * (math.pi * ops.rotate_max), rotate_probability, 0))
     if ops.xfrac > 0:
-        inverse.translate(draws.gate(draws.normal(2) * ops.xfrac_std, ops.xfrac, 0) * size)
+        x, y = draws.gate(draws.normal(2) * ops.xfrac_std, ops.xfrac, 0).unbind(dim=1)
+        inverse.translate(x * width, y * height)
     return inverse.linear, inverse.shift
 
 
@@ -138,72 +146,65 @@ def warp(images: torch.Tensor, linear: torch.Tensor, shift: torch.Tensor, taps: 
     x, y = _touched_ranges(linear, shift, width, height, len(taps))
     dense = max(height, width) <= DENSE_MAX_SIZE
     fine = (_enlarge_dense if dense else _enlarge_filtered)(images, x, y, taps)
-    sampled = grid_sample(fine, _sampling_grid(linear, shift, x, y, len(taps), images.shape))
+    sampled = grid_sample(fine, _sampling_grid(linear, shift, x, y, len(taps)).to(images.dtype))
     return _shrink_dense(sampled, x, y, taps) if dense else upfirdn2d(sampled, taps, down=2, flip_filter=True)
 
 
-def _touched_ranges(linear: torch.Tensor, shift: torch.Tensor, width: int, height: int, num_taps: int) -> tuple[_Axis, _Axis]:
-    """The parts of the fine lattice that the output's positions reach. They change the speed, never the numbers.
-
-    On a CPU the parts are read off the transformed corners; elsewhere that would make the host wait for the device, so all of the lattice is used.
-    """
-    full = [_Axis(size, 0, 2 * (3 * size - 2)) for size in (width, height)]
-    if linear.device.type != "cpu":
-        return full[0], full[1]
-    size = torch.tensor([[width], [height]])
-    reach = size / 2 + num_taps / 4 - 0.25
-    signs = torch.tensor([[-1.0, 1.0, -1.0, 1.0], [-1.0, -1.0, 1.0, 1.0]])
-    positions = _lattice_index(linear @ (reach * signs + 0.25) + shift, size)
-    lowest, highest = positions.amin(dim=(0, 2)).floor() - 1, positions.amax(dim=(0, 2)).ceil() + 2
-    return tuple(_clip(axis, int(low), int(high)) for axis, low, high in zip(full, lowest.tolist(), highest.tolist()))
+def _output_positions(axis: _Axis, num_taps: int, device: torch.device) -> torch.Tensor:
+    """Positions along one axis, about the image's centre, of the fine samples that the output is made of: [resampled]."""
+    return (torch.arange(axis.resampled(num_taps), device=device) - SYM6_CENTER) / 2 - (axis.size - 1) / 2
 
 
-def _clip(full: _Axis, start: int, stop: int) -> _Axis:
-    start = min(max(start, 0), full.stop - 1)
-    return _Axis(full.size, start, min(max(stop, start + 1), full.stop))
-
-
-def _lattice_index(position, size):
+def _lattice_index(position: torch.Tensor | float, size: int) -> torch.Tensor | float:
     """Sample of the padded image's fine lattice at a position about the image's centre."""
     return 2 * position + 3 * (size - 1)
 
 
-def _sampling_grid(linear: torch.Tensor, shift: torch.Tensor, x: _Axis, y: _Axis, num_taps: int, shape: torch.Size) -> torch.Tensor:
+def _touched_ranges(linear: torch.Tensor, shift: torch.Tensor, width: int, height: int, num_taps: int) -> list[_Axis]:
+    """For x and y, the part of the fine lattice that the output's positions reach. It changes the speed, never the numbers.
+
+    On a CPU it is read off the transformed corners. Elsewhere that would make the host wait for the device, so it is the whole lattice.
+    """
+    full = [_Axis(size, 0, 2 * (3 * size - 2)) for size in (width, height)]
+    if linear.device.type != "cpu":
+        return full
+    ends_x, ends_y = (_output_positions(axis, num_taps, linear.device)[[0, -1]] for axis in full)
+    corners = _multiply(linear, torch.cartesian_prod(ends_x, ends_y).t()[None]) + shift
+    touched = []
+    for axis, positions in zip(full, corners.unbind(dim=1)):
+        index = _lattice_index(positions, axis.size)
+        # One sample more on each side, because the positions are computed again, with another rounding, for the grid.
+        start = min(max(math.floor(index.min().item()) - 1, 0), axis.stop - 1)
+        stop = max(min(math.ceil(index.max().item()) + 2, axis.stop), start + 1)
+        touched.append(_Axis(axis.size, start, stop))
+    return touched
+
+
+def _sampling_grid(linear: torch.Tensor, shift: torch.Tensor, x: _Axis, y: _Axis, num_taps: int) -> torch.Tensor:
     """Where each fine sample of the output lies on the touched part of the image's lattice, in the units of `grid_sample`: [N, h, w, 2]."""
-    device = linear.device
-    size, start, span, extent = torch.tensor(
-        [[x.size, y.size], [x.start, y.start], [x.span, y.span], [x.resampled(num_taps), y.resampled(num_taps)]], dtype=torch.float32
-    ).to(device, non_blocking=True)
-    # affine_grid hands out positions in [-1, 1]; a fine sample is half a pixel wide, and the filter's centre lies half a sample beside its middle.
-    to_index = 4 / span[:, None]
-    offset = (2 * (_lattice_index(0, size) - start) + 1) / span - 1
-    shift = to_index * (shift + linear.sum(dim=2, keepdim=True) * 0.25) + offset[:, None]
-    linear = to_index * linear * (extent / 4)
-    return F.affine_grid(torch.cat([linear, shift], dim=2), [shape[0], shape[1], y.resampled(num_taps), x.resampled(num_taps)], align_corners=False)
-
-
-def reflected_indices(size: int, margin: int, device: torch.device) -> torch.Tensor:
-    """Image indices of positions -margin to size - 1 + margin under reflection about the edge pixels, repeated as often as needed."""
-    period = max(2 * (size - 1), 1)
-    position = torch.arange(-margin, size + margin, device=device).remainder(period)
-    return torch.minimum(position, (period - position).clamp(max=size - 1) if size > 1 else position)
+    columns = _output_positions(x, num_taps, linear.device)[:, None]
+    rows = _output_positions(y, num_taps, linear.device)[:, None, None]
+    by_column, by_row, constant = [], [], []
+    for i, axis in enumerate((x, y)):
+        unit = 2 / axis.span
+        by_column.append(linear[:, i, 0] * (2 * unit))
+        by_row.append(linear[:, i, 1] * (2 * unit))
+        constant.append(shift[:, i, 0] * (2 * unit) + ((_lattice_index(0, axis.size) - axis.start + 0.5) * unit - 1))
+    by_column, by_row, constant = (torch.stack(values, dim=1)[:, None, None, :] for values in (by_column, by_row, constant))
+    return (by_column * columns + constant) + by_row * rows
 
 
 def _enlarge_matrix(axis: _Axis, taps: torch.Tensor) -> torch.Tensor:
     """[span, size]: padding by reflection, zero insertion and low-pass filtering of one axis as one matrix."""
     fine = torch.arange(axis.start, axis.stop, device=taps.device)[:, None]
     padded = torch.arange(3 * axis.size - 2, device=taps.device)[None, :]
-    tap = fine - 2 * padded + SYM6_CENTER
-    inside = (tap >= 0) & (tap < len(taps))
-    weights = torch.where(inside, 2 * taps[tap.clamp(0, len(taps) - 1)], 0)
-    source = reflected_indices(axis.size, axis.size - 1, taps.device)
-    return weights.new_zeros([axis.span, axis.size]).index_add_(1, source, weights)
+    return fold_reflection(band_matrix(2 * taps, fine - 2 * padded + SYM6_CENTER), axis.size)
 
 
 def _shrink_matrix(axis: _Axis, taps: torch.Tensor) -> torch.Tensor:
     """[size, resampled]: low-pass filtering and dropping every other sample of one axis as one matrix."""
-    tap = torch.arange(axis.resampled(len(taps)), device=taps.device)[None, :] - 2 * torch.arange(axis.size, device=taps.device)[:, None]
-    return torch.where((tap >= 0) & (tap < len(taps)), taps[tap.clamp(0, len(taps) - 1)], 0)
+    fine = torch.arange(axis.resampled(len(taps)), device=taps.device)[None, :]
+    return band_matrix(taps, fine - 2 * torch.arange(axis.size, device=taps.device)[:, None])
 
 
 def _apply_matrices(images: torch.Tensor, along_x: torch.Tensor, along_y: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,9 @@ PREFETCH_FACTOR = 2
 class IndexStream:
     """An endless order of 0 .. length-1 by windowed shuffling, dealt out to several replicas in turn.
 
-    The order is walked round and round. Behind the walk, each entry is exchanged with a random one of the `window` entries
-    last passed, so that every round has another order while an image never comes back sooner than half a round, roughly.
+    The order is walked round and round. Behind the walk, each entry is exchanged with a random one of the share `window` of
+    all entries that was passed last: every round has another order, and no image comes back before 1 - window of a round has gone by.
+    A round need not hold every image once, the first one neither; in the long run all come equally often.
     All replicas walk the same order and replica r takes every `num_replicas`-th entry from r on: together they see what one would see.
 
     Args:

@@ -60,7 +60,7 @@ class ImageFolderDataset:
         height, width = self._image_shape[1:]
         first = self._store.where(self._names[0])
         if height != width or width < 4 or width & (width - 1):
-            raise UserError(f"{first} is {width}x{height} pixels; images must be square with a power of two (4, 8, 16, ...) as edge: see dataset_tool.py")
+            raise UserError(f"{first} is {width}x{height} pixels; images must be square with a power of two as edge: see dataset_tool.py")
         if expected is not None and expected != width:
             raise UserError(f"{first} is {width}x{height} pixels, but {expected}x{expected} is asked for")
 
@@ -98,7 +98,8 @@ class ImageFolderDataset:
         image = self._decode(self._names[raw_idx])
         if list(image.shape) != self._image_shape:
             found, wanted = (f"{width}x{height} with {channels} channel(s)" for channels, height, width in (image.shape, self._image_shape))
-            raise UserError(f"{self._store.where(self._names[raw_idx])} is {found}, the first image {wanted}; see `dataset_tool.py check {self.path}`")
+            where = self._store.where(self._names[raw_idx])
+            raise UserError(f"{where} is {found}, the first image {wanted}; see `dataset_tool.py check {self.path}`")
         return image
 
     def _decode(self, name: str) -> np.ndarray:

@@ -23,7 +23,7 @@ MNIST_EDGE = 28
 MNIST_PADDING = 2
 DIGIT_LEVELS = 16
 ARCHIVE_ERRORS = (OSError, EOFError, zlib.error, tarfile.TarError)
-PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, struct.error, MemoryError)
+PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error, MemoryError)
 
 
 def is_cifar_name(path: pathlib.Path) -> bool:
@@ -99,7 +99,7 @@ def read_cifar_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     except PICKLE_ERRORS as error:
         raise UserError(f"{where} is not a batch of CIFAR-10: {error}") from error
     if labels.shape != images.shape[:1] or not ((labels >= 0) & (labels < 10)).all():
-        raise UserError(f"{where} is not a batch of CIFAR-10: it holds {len(images)} images and {labels.size} labels, which must be as many, from 0 to 9")
+        raise UserError(f"{where} is not a batch of CIFAR-10: {len(images)} images need as many labels from 0 to 9")
     return np.ascontiguousarray(images), labels
 
 

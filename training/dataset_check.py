@@ -78,18 +78,18 @@ def _check_images(store: FolderStore | ZipStore, names: list[str], report: Check
     report.sizes.update(size for size, _ in kinds.values())
     report.modes.update(mode for _, mode in kinds.values())
     if unreadable:
-        report.problems.append(f"{len(unreadable)} images cannot be read (first: {_first([name for name, _ in unreadable])}): {unreadable[0][1]}")
+        report.problems.append(f"{len(unreadable)} image(s) cannot be read (first: {_first([name for name, _ in unreadable])}): {unreadable[0][1]}")
     for what, counts, position in (("size", report.sizes, 0), ("colour mode", report.modes, 1)):
         if len(counts) > 1:
             usual = counts.most_common(1)[0][0]
             odd = [f"{name} {kind[position]}" for name, kind in kinds.items() if kind[position] != usual]
-            report.problems.append(f"{len(odd)} images have another {what} than {usual} (first: {_first(odd)})")
+            report.problems.append(f"{len(odd)} image(s) have another {what} than {usual} (first: {_first(odd)})")
     for size in report.sizes:
         width, height = map(int, size.split("x"))
         if width != height or width < 4 or width & (width - 1):
-            report.problems.append(f"{report.sizes[size]} images are {size} pixels, not square with a power of two as edge")
+            report.problems.append(f"{report.sizes[size]} image(s) are {size} pixels, not square with a power of two as edge")
     for mode in sorted(set(report.modes) - set(CHANNELS_OF_MODE)):
-        report.problems.append(f"{report.modes[mode]} images have the colour mode {mode}, not grey or RGB with or without alpha")
+        report.problems.append(f"{report.modes[mode]} image(s) have the colour mode {mode}, not grey or RGB with or without alpha")
 
 
 def _check_labels(store: FolderStore | ZipStore, names: list[str], report: CheckReport) -> None:

@@ -51,7 +51,7 @@ def match_labels(names: Sequence[str], table: dict[str, int | list], known: Iter
     existing = set(known)
     absent = [name for name in table if name not in existing]
     if absent:
-        raise UserError(f"{where} names {len(absent)} of {len(table)} files that do not exist (first: {_first(absent)}); mend or remove these entries")
+        raise UserError(f"{where} names {len(absent)} of {len(table)} files that do not exist (first: {_first(absent)}); remove these entries")
     missing = [name for name in names if table.get(name) is None]
     if missing:
         raise UserError(f"{where} has no label for {len(missing)} of {len(names)} images (first: {_first(missing)}); label all of them or none")

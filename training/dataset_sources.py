@@ -144,7 +144,8 @@ def class_folders(names: list[str], forced: bool = False) -> tuple[dict[str, str
     others cut a large set into parts, so they count as classes only when `forced`.
     """
     parts = {name: name.split("/")[:-1] for name in names}
-    depth = len(os.path.commonprefix(list(parts.values())))
+    first, last = min(parts.values()), max(parts.values())
+    depth = next((level for level, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
     outside = [name for name in names if len(parts[name]) <= depth]
     if len(outside) == len(names):
         return {}, "all images lie in one folder"

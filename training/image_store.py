@@ -99,7 +99,7 @@ class ZipStore:
             if self._zip is None or self._owner != os.getpid():
                 try:
                     self._zip = zipfile.ZipFile(self.path)
-                except (*READ_ERRORS, NotImplementedError) as error:
+                except READ_ERRORS as error:
                     raise UserError(f"{self.path} is not a whole zip file ({_reason(error)}); copy or create it again") from error
                 self._owner = os.getpid()
             return self._zip
@@ -108,7 +108,7 @@ class ZipStore:
         """The bytes of one file, its CRC checked. Raises UserError if it cannot be read whole."""
         try:
             return self._open().read(self._members[name])
-        except (*READ_ERRORS, NotImplementedError) as error:
+        except READ_ERRORS as error:
             raise UserError(f"cannot read {self.where(name)}: {_reason(error)}") from error
 
     def checksums(self, names: list[str]) -> list[tuple[int, int]]:

@@ -39,6 +39,8 @@ class StyleGAN2Loss:
         pairing_space: latents that P sees, 'z' or 'w'. w is data to the pairing term: no gradient flows back through it.
         pairing_gather: use the latents of all ranks as negatives.
         ms_weight: weight of the mode-seeking baseline.
+        on_real_logits, on_accuracy: receive D's logits of real images and the pairing accuracy of every round, for the controllers.
+        compiled: faster (G_mapping, G_synthesis, D) for the phases without second derivatives; None: the same ones.
     """
 
     def __init__(
@@ -62,9 +64,15 @@ class StyleGAN2Loss:
         pairing_space: str = "z",
         pairing_gather: bool = True,
         ms_weight: float = 0,
+        on_real_logits: Callable[[torch.Tensor], None] | None = None,
+        on_accuracy: Callable[[torch.Tensor], None] | None = None,
+        compiled: tuple[Callable, Callable, Callable] | None = None,
     ):
-        self.device = device
-        self.G_mapping, self.G_synthesis, self.D, self.augment_pipe = G_mapping, G_synthesis, D, augment_pipe
+        self.on_real_logits, self.on_accuracy = on_real_logits, on_accuracy
+        self.device, self.augment_pipe = device, augment_pipe
+        self._plain = (G_mapping, G_synthesis, D)
+        self._compiled = compiled or self._plain
+        self.G_mapping, self.G_synthesis, self.D = self._plain
         self.style_mixing_prob, self.r1_gamma, self.r2_gamma, self.objective = style_mixing_prob, r1_gamma, r2_gamma, objective
         self.pl_batch_shrink, self.pl_decay, self.pl_weight = pl_batch_shrink, pl_decay, pl_weight
         self.pl_mean = torch.zeros([], device=device)
@@ -107,6 +115,8 @@ class StyleGAN2Loss:
         training_stats.report("Loss/pairing/loss", loss)
         training_stats.report("Loss/pairing/accuracy", accuracy)
         training_stats.report("Loss/pairing/weight", self.pairing_weight)
+        if self.on_accuracy is not None:
+            self.on_accuracy(accuracy)
         return loss
 
     def _generator_main(self, real_img, real_c, z, c, gain) -> None:
@@ -151,6 +161,8 @@ class StyleGAN2Loss:
     def _report_real(self, logits: torch.Tensor) -> None:
         training_stats.report("Loss/scores/real", logits)
         training_stats.report("Loss/signs/real", logits.sign())
+        if self.on_real_logits is not None:
+            self.on_real_logits(logits)
 
     def _discriminator(self, real_img, real_c, z, c, gain, main: bool, reg: bool) -> None:
         r1, r2 = reg and self.r1_gamma > 0, reg and self.r2_gamma > 0
@@ -222,6 +234,7 @@ class StyleGAN2Loss:
         """
         if phase not in PHASES:
             raise ValueError(f"phase is one of {', '.join(PHASES)}, found {phase!r}")
+        self.G_mapping, self.G_synthesis, self.D = self._compiled if phase.endswith("main") else self._plain
         if phase in ("Gmain", "Gboth"):
             self._generator_main(real_img, real_c, gen_z, gen_c, gain)
         if phase in ("Greg", "Gboth") and self.pl_weight > 0:
@@ -230,15 +243,6 @@ class StyleGAN2Loss:
             main, reg = phase in ("Dmain", "Dboth"), phase in ("Dreg", "Dboth")
             if main or (reg and (self.r1_gamma > 0 or self.r2_gamma > 0)):
                 self._discriminator(real_img, real_c, gen_z, gen_c, gain, main, reg)
-
-    def state_dict(self) -> dict:
-        """What the loss carries from batch to batch: the path-length mean and the pairing weight."""
-        return {"pl_mean": self.pl_mean.detach().clone(), "pairing_weight": self.pairing_weight.clone()}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Restores `state_dict`."""
-        self.pl_mean = state["pl_mean"].to(self.device)
-        self.pairing_weight = state["pairing_weight"].to(self.device)
 
 
 @contextlib.contextmanager

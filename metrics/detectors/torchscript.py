@@ -6,7 +6,6 @@ named them. The download itself (cache, resuming, errors) is `dnnlib.download`'s
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
 import re
 from collections.abc import Callable
@@ -40,11 +39,8 @@ def locate(spec: str) -> pathlib.Path:
         try:
             return download.fetch(BASE_URL + FILES[spec])
         except UserError as error:
-            raise UserError(
-                f"detector {spec!r} is not available ({error}); place {FILES[spec]} on this machine and give its path as --detector, "
-                "or use --detector=embedded"
-            ) from error
-    if re.match(r"https?://", spec):
+            raise UserError(f"detector {spec!r} is not available: {error}; --detector=embedded needs no download") from error
+    if download.is_url(spec):
         return download.fetch(spec)
     path = pathlib.Path(spec)
     if not path.is_file():
@@ -60,20 +56,12 @@ def load(spec: str, device: torch.device | str) -> tuple[torch.jit.ScriptModule,
     """
     path = locate(spec)
     try:
-        digest = _sha256(path)
+        digest = download.file_digest(path)
         network = torch.jit.load(str(path), map_location=device)
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is not a readable TorchScript file ({reason}); delete or replace it") from error
     return network.eval(), digest
-
-
-def _sha256(path: pathlib.Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while chunk := handle.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def runner(network: torch.jit.ScriptModule, name: str, need: str) -> Callable[[torch.Tensor], torch.Tensor]:

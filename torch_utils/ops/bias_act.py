@@ -76,8 +76,8 @@ def _piecewise_linear(x: torch.Tensor, negative_slope: float, gain: float, clamp
     y = _Scale.apply(x, _slope(x, gain, gain * negative_slope, clamp))
     if clamp is None:
         return y
-    saturated = (x.detach() * gain).clamp(-clamp, clamp) if negative_slope == 1 else (F.leaky_relu(x.detach(), negative_slope) * gain).clamp(-clamp, clamp)
-    return torch.where(saturated.abs() >= clamp, saturated, y)
+    bounded = (F.leaky_relu(x.detach(), negative_slope) * gain).clamp(-clamp, clamp)
+    return torch.where(bounded.abs() >= clamp, bounded, y)
 
 
 def bias_act(

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch_utils.ops.upfirdn2d import Padding, filter_size, parse_padding, upfirdn2d
 
 
-def _conv(x: torch.Tensor, w: torch.Tensor, stride: int = 1, padding: tuple[int, int] = (0, 0), groups: int = 1, flip_weight: bool = True) -> torch.Tensor:
+def _conv(
+    x: torch.Tensor, w: torch.Tensor, stride: int = 1, padding: tuple[int, int] = (0, 0), groups: int = 1, flip_weight: bool = True
+) -> torch.Tensor:
     """Correlation with `w` ([O, I/groups, kh, kw]), or convolution if not flip_weight."""
     if not flip_weight and (w.shape[2] > 1 or w.shape[3] > 1):
         w = w.flip([2, 3])

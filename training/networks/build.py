@@ -54,11 +54,12 @@ def read_records(path: str | os.PathLike) -> tuple[dict[str, NetworkRecord], dic
     """
     try:
         with open(path, "rb") as handle:
-            first = handle.read(2)
+            first = handle.read(9)
     except OSError as error:
         raise UserError(f"cannot read the network {path}: {error.strerror}") from error
-    # A pickle of protocol 2 or later starts with 0x80 and its protocol number; safetensors starts with the header's length.
-    is_pickle = len(first) == 2 and first[0] == 0x80 and 2 <= first[1] <= 5
+    # safetensors: eight bytes with the header's length, then the header, which is JSON. Those eight may look like the start of a
+    # pickle of protocol 2 or later (0x80 and its number), so the brace decides.
+    is_pickle = first[8:9] != b"{" and len(first) >= 2 and first[0] == 0x80 and 2 <= first[1] <= 5
     return legacy.read_pickle(path) if is_pickle else checkpoint.read_networks(path)
 
 

@@ -1,0 +1,189 @@
+"""Command: images from a trained network, one file per seed, one sheet of many, or a walk through latent space."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Iterable
+
+import click
+import numpy as np
+import torch
+import tqdm
+
+from dnnlib import EasyDict, UserError
+from dnnlib.cli import IntRangeList, run_command
+from dnnlib.download import fetch
+from training.config import choose_device
+from training.images import check_animation_path, enlarge, save_image_grid, save_png, write_animation
+from training.networks import load_network
+from training.options import DEVICES
+from training.sampling import Renderer, one_hot, plan_sheet, seed_latents, walk_latents, walk_ws
+
+SMALLEST_FRAME = 256
+
+
+class GridSize(click.ParamType):
+    """`8x4` as (8, 4): columns and rows; `auto` stays."""
+
+    name = "COLUMNSxROWS"
+
+    def convert(self, value, param, ctx):
+        """Parses the text; fails through click, which names the option."""
+        if not isinstance(value, str) or value == "auto":
+            return value
+        columns, _, rows = value.lower().partition("x")
+        if not (columns.isdecimal() and rows.isdecimal() and int(columns) and int(rows)):
+            self.fail(f"{value!r} is neither columns x rows, such as 8x4, nor auto", param, ctx)
+        return int(columns), int(rows)
+
+
+@click.command()
+@click.option("--network", help="Network: a snapshot (.safetensors) or a StyleGAN2-ADA .pkl, as file or URL", metavar="FILE|URL", required=True)
+@click.option("--seeds", help="Random seeds, such as 0,3,10-20", type=IntRangeList())
+@click.option("--trunc", help="Truncation psi; 1 is none", type=float, default=1, show_default=True)
+@click.option("--class", "class_index", help="Class, for a network with labels", type=click.IntRange(min=0))
+@click.option("--noise-mode", help="Noise inputs", type=click.Choice(["const", "random", "none"]), default="const", show_default=True)
+@click.option("--projected-w", help="Images from the w of a projection (.npz) instead of seeds", metavar="FILE")
+@click.option("--outdir", help="Where to write", metavar="DIR", required=True)
+@click.option("--batch", help="Images at a time; changes the speed only", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--device", help="Where to compute", type=click.Choice(DEVICES), default="auto", show_default=True)
+@click.option(
+    "--grid",
+    help="One sheet, grid.png, instead of single images; rows are classes without --class",
+    type=GridSize(),
+    is_flag=False,
+    flag_value="auto",
+)
+@click.option("--walk", help="A looping walk through the seeds instead of single images; below --outdir", metavar="NAME.gif|NAME.mp4")
+@click.option("--walk-space", help="Interpolate z on a sphere or w on lines", type=click.Choice(["z", "w"]), default="z", show_default=True)
+@click.option("--frames", help="Frames of the walk from one seed to the next", type=click.IntRange(min=1), default=30, show_default=True)
+@click.option("--fps", help="Frames of the walk per second", type=click.FloatRange(min=1, max=120), default=30, show_default=True)
+def main(**options) -> None:
+    """Generates images from a trained network.
+
+    \b
+    # single images, seed0000.png to seed0007.png
+    python generate.py --network=NET --seeds=0-7 --trunc=0.7 --outdir=out
+    # a sheet with one class per row
+    python generate.py --network=NET --seeds=0-15 --grid --outdir=out
+    # a walk through four seeds
+    python generate.py --network=NET --seeds=1,5,8,9 --walk=walk.gif --outdir=out
+    """
+    opts = EasyDict(options)
+    _check_options(opts)
+    device = choose_device(opts.device)
+    G = _load_generator(opts.network).to(device)
+    ws = _read_projection(opts.projected_w, G) if opts.projected_w is not None else None
+    _check_against_network(opts, G)
+    sheet = None
+    if opts.grid is not None:
+        sheet = plan_sheet(None if opts.grid == "auto" else opts.grid, opts.seeds, opts.class_index, G.c_dim, G.img_resolution)
+    outdir = _writable_folder(opts.outdir)
+    if opts.walk is not None:
+        _writable_folder((outdir / opts.walk).parent)
+    renderer = Renderer(G, device, opts.batch, opts.trunc, opts.noise_mode)
+    if ws is not None:
+        _write_files(renderer.render(ws, range(len(ws))), [outdir / f"proj{index:02d}.png" for index in range(len(ws))])
+    elif sheet is not None:
+        pictures = list(_progress(renderer.render_seeds(sheet.seeds, sheet.classes), len(sheet.seeds)))
+        save_image_grid(torch.stack(pictures), outdir / "grid.png", sheet.grid)
+        print(f"wrote {outdir / 'grid.png'} ({sheet.grid[0]} columns, {sheet.grid[1]} rows)")
+    elif opts.walk is not None:
+        _write_walk(renderer, opts, outdir / opts.walk)
+    else:
+        pictures = renderer.render_seeds(opts.seeds, [opts.class_index] * len(opts.seeds))
+        _write_files(pictures, [outdir / f"seed{seed:04d}.png" for seed in opts.seeds])
+
+
+def _check_options(opts: EasyDict) -> None:
+    """What can be known to be wrong before anything is read."""
+    chosen = [name for name in ("projected_w", "grid", "walk") if opts[name] is not None]
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join('--' + name.replace('_', '-') for name in chosen)} exclude each other; give one of them")
+    if opts.projected_w is not None and opts.seeds is not None:
+        print("note: --seeds has no effect with --projected-w")
+    if not opts.seeds and opts.projected_w is None and (opts.grid is None or opts.seeds is not None):
+        raise UserError("--seeds is missing; give for example --seeds=0-15 (or --projected-w=FILE, or --grid)")
+    if opts.walk is not None:
+        check_animation_path(opts.walk)
+        if len(opts.seeds) < 2:
+            raise UserError("--walk goes from seed to seed and needs at least two --seeds, but there is one")
+    seed_latents(opts.seeds or [], 1)  # refuses seeds that are out of range
+
+
+def _load_generator(network: str) -> torch.nn.Module:
+    networks = load_network(fetch(network))
+    if "G_ema" not in networks:
+        raise UserError(f"--network={network} holds no G_ema; a snapshot of a training run does")
+    return networks.G_ema
+
+
+def _check_against_network(opts: EasyDict, G: torch.nn.Module) -> None:
+    """What needs the network's dimensions: the class and truncation."""
+    if opts.class_index is not None and G.c_dim == 0:
+        raise UserError(f"--class={opts.class_index} is given, but the network was trained without labels; leave it out")
+    if opts.class_index is not None and opts.class_index >= G.c_dim:
+        raise UserError(f"--class={opts.class_index} is outside the network's classes, 0 to {G.c_dim - 1}")
+    if opts.class_index is None and G.c_dim > 0 and opts.grid is None and opts.projected_w is None:
+        raise UserError(f"--class is missing, and the network has labels; give --class=0 to --class={G.c_dim - 1}")
+    if opts.trunc != 1 and not hasattr(G.mapping, "w_avg"):
+        raise UserError(f"--trunc={opts.trunc} needs the mean of w, which this network does not keep; leave it out")
+
+
+def _read_projection(path: str, G: torch.nn.Module) -> torch.Tensor:
+    """The w of a projection, [N, num_ws, w_dim]."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            w = archive["w"]
+    except OSError as error:
+        raise UserError(f"--projected-w={path} cannot be read: {error.strerror or 'not an .npz file'}") from error
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"--projected-w={path} is not an .npz file with an array named w") from error
+    expected = (G.num_ws, G.w_dim)
+    if w.dtype.kind not in "fiu" or w.ndim != 3 or w.shape[1:] != expected or len(w) == 0:
+        raise UserError(
+            f"--projected-w={path} holds w of shape {list(w.shape)} and type {w.dtype}; this network takes numbers [N, {expected[0]}, {expected[1]}]"
+        )
+    return torch.from_numpy(w.astype(np.float32))
+
+
+def _writable_folder(path: str | pathlib.Path) -> pathlib.Path:
+    """The folder, made where it is missing, after a test that files can be written into it."""
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"the output folder {path} cannot be written to: {error.strerror or error}") from error
+    return folder
+
+
+def _write_files(pictures: Iterable[torch.Tensor], paths: list[pathlib.Path]) -> None:
+    for picture, path in zip(_progress(pictures, len(paths)), paths, strict=True):
+        save_png(picture, path)
+    print(f"wrote {len(paths)} image{'s' * (len(paths) > 1)}: {paths[0]}{f' to {paths[-1].name}' * (len(paths) > 1)}")
+
+
+def _write_walk(renderer: Renderer, opts: EasyDict, path: pathlib.Path) -> None:
+    """The walk as an animation. Small images are enlarged by a whole factor, since players blur them otherwise."""
+    count = len(opts.seeds) * opts.frames
+    z = seed_latents(opts.seeds, renderer.G.z_dim)
+    if opts.walk_space == "z":
+        ws = renderer.map(walk_latents(z, opts.frames), one_hot([opts.class_index] * count, renderer.G.c_dim))
+    else:
+        ws = walk_ws(renderer.map(z, one_hot([opts.class_index] * len(z), renderer.G.c_dim)), opts.frames)
+    pictures = _progress(renderer.render(ws, range(count)), count)
+    write_animation((enlarge(picture, SMALLEST_FRAME) for picture in pictures), path, opts.fps)
+    print(f"wrote {path} ({count} frames, {count / opts.fps:.1f} seconds)")
+
+
+def _progress(items: Iterable[torch.Tensor], total: int) -> Iterable[torch.Tensor]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    return tqdm.tqdm(items, total=total, unit="img", leave=False, disable=None)
+
+
+if __name__ == "__main__":
+    run_command(main)

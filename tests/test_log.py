@@ -1,0 +1,130 @@
+"""The log file holds what was printed, once, and never loses a traceback; durations read well."""
+
+import io
+import sys
+
+import pytest
+
+from dnnlib import UserError
+from dnnlib.format import format_time
+from dnnlib.log import Logger
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "log.txt"
+
+
+def test_both_streams_reach_screen_and_file(log, capsys):
+    with Logger(log):
+        print("to stdout")
+        print("to stderr", file=sys.stderr)
+    print("afterwards")
+    captured = capsys.readouterr()
+    assert captured.out == "to stdout\nafterwards\n" and captured.err == "to stderr\n"
+    assert log.read_text() == "to stdout\nto stderr\n"
+
+
+def test_appends_and_restores(log, capsys):
+    before = sys.stdout, sys.stderr
+    for _ in range(2):
+        with Logger(log):
+            print("again")
+    assert (sys.stdout, sys.stderr) == before and log.read_text() == "again\nagain\n"
+
+
+def test_lines_are_in_the_file_while_the_block_runs(log, capsys):
+    with Logger(log):
+        print("first\nunfinished", end="")
+        assert log.read_text() == "first\n"
+    assert log.read_text() == "first\nunfinished\n"
+
+
+def test_rewritten_progress_lines_appear_once(log, capsys):
+    with Logger(log):
+        for percent in (1, 50, 100):
+            print(f"\rprogress {percent}%", end="", file=sys.stderr)
+        print(file=sys.stderr)
+        print("windows\r\nline")
+        print("kept\r", end="")
+    assert log.read_text() == "progress 100%\nwindows\nline\nkept\n"
+    assert "progress 1%" in capsys.readouterr().err
+
+
+def test_traceback_is_kept_and_raised(log, capsys):
+    with pytest.raises(ZeroDivisionError), Logger(log):
+        print("before")
+        _ = 1 / 0
+    text = log.read_text()
+    assert text.startswith("before\nTraceback") and "ZeroDivisionError" in text and "1 / 0" in text
+
+
+def test_user_errors_are_one_sentence_and_clean_exits_nothing(log, capsys):
+    with pytest.raises(UserError), Logger(log):
+        raise UserError("--data is missing")
+    with pytest.raises(SystemExit), Logger(log):
+        sys.exit(0)
+    assert log.read_text() == "Error: --data is missing\n"
+    with pytest.raises(KeyboardInterrupt), Logger(log):
+        raise KeyboardInterrupt
+    assert "KeyboardInterrupt" in log.read_text()
+
+
+def test_nested_loggers(log, tmp_path, capsys):
+    outer = Logger(log)
+    with outer:
+        with outer, Logger(tmp_path / "inner.txt"):
+            print("both")
+        print("outer only")
+    assert log.read_text() == "both\nouter only\n" and (tmp_path / "inner.txt").read_text() == "both\n"
+    assert capsys.readouterr().out == "both\nouter only\n"
+
+
+def test_something_put_on_top_keeps_working(log, capsys):
+    original = sys.stdout
+    with Logger(log):
+        top = sys.stdout
+        sys.stdout = replacement = io.StringIO()
+    assert sys.stdout is replacement
+    sys.stdout = original
+    print("late", file=top)
+    assert capsys.readouterr().out == "late\n" and log.read_text() == ""
+
+
+def test_streams_keep_their_attributes(log):
+    with Logger(log):
+        assert sys.stdout.isatty() == sys.__stdout__.isatty() or not sys.stdout.isatty()
+        assert sys.stdout.encoding
+        assert sys.stdout.writable()
+
+
+def test_unwritable_log_is_one_sentence(tmp_path):
+    before = sys.stdout
+    with pytest.raises(UserError, match=r"log\.txt"), Logger(tmp_path / "none" / "log.txt"):
+        pass
+    assert sys.stdout is before
+
+
+def test_a_full_disk_does_not_stop_the_printing(capsys):
+    with Logger("/dev/full"):
+        print("one")
+        print("two")
+    captured = capsys.readouterr()
+    assert captured.out == "one\ntwo\n" and captured.err.count("Warning") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (5.4, "5s"),
+        (59.6, "1m 00s"),
+        (754, "12m 34s"),
+        (3599.7, "1h 00m 00s"),
+        (11109, "3h 05m 09s"),
+        (93780, "1d 02h 03m"),
+        (86400 * 123, "123d 00h 00m"),
+    ],
+)
+def test_durations(seconds, text):
+    assert format_time(seconds) == text

@@ -1,0 +1,459 @@
+"""From metric names to result lines: protocols, shared passes, caching, determinism, several ranks, and what is refused."""
+
+import dataclasses
+import json
+import pathlib
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from dnnlib import EasyDict, UserError, download
+from metrics import compute_prdc, features, frechet_distance, protocols, registry, report
+from metrics.detectors import check_detector, detector_name, embedded, get_detector, torchscript
+from metrics.features import GeneratorSource
+
+RESOLUTION = 8
+
+
+class Data:
+    """A data set of random images with the interface of ImageFolderDataset."""
+
+    def __init__(self, count=150, classes=3, xflip=False, seed=0):
+        rng = np.random.default_rng(seed)
+        self.images = rng.integers(0, 256, (count, 3, RESOLUTION, RESOLUTION), dtype=np.uint8)
+        self.classes = rng.integers(0, classes, count)
+        self.label_dim, self.resolution, self.xflip, self.read = classes, RESOLUTION, xflip, 0
+
+    def __len__(self):
+        return len(self.images) * (1 + self.xflip)
+
+    def __getitem__(self, index):
+        self.read += 1
+        image = self.images[index % len(self.images)]
+        return (image[:, :, ::-1] if index >= len(self.images) else image), self.get_label(index)
+
+    def get_label(self, index):
+        return np.eye(self.label_dim, dtype=np.float32)[self.classes[index % len(self.images)]]
+
+    def get_details(self, index):
+        return EasyDict(raw_idx=index % len(self.images), xflip=index >= len(self.images), raw_label=self.classes[index % len(self.images)])
+
+    def fingerprint(self):
+        return f"{hash((self.images.tobytes(), self.xflip)) & 0xFFFFFFFFFFFF:x}"
+
+
+class TinyGenerator(torch.nn.Module):
+    """Random images from latents and labels; counts what it makes."""
+
+    def __init__(self, c_dim=3, z_dim=4):
+        super().__init__()
+        self.z_dim, self.c_dim, self.img_resolution, self.img_channels = z_dim, c_dim, RESOLUTION, 3
+        rng = torch.Generator().manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(z_dim + c_dim, 3 * RESOLUTION**2, generator=rng) / 3)
+        self.drop = torch.nn.Dropout(0.5)
+        self.made, self.labels = 0, []
+
+    def forward(self, z, c, truncation_psi=1, noise_mode="random"):
+        assert noise_mode == "const"
+        self.made += len(z)
+        self.labels.append(c)
+        return self.drop(torch.cat([z * truncation_psi, c], dim=1) @ self.weight).reshape(len(z), 3, RESOLUTION, RESOLUTION)
+
+
+class Detector(torch.nn.Module):
+    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        pooled = torch.nn.functional.avg_pool2d(images.to(torch.float32) / 64, 4).flatten(1)
+        if return_features:
+            return pooled
+        return pooled[:, :2]
+
+
+class Classifier(torch.nn.Module):
+    def forward(self, images: torch.Tensor, no_output_bias: bool = False) -> torch.Tensor:
+        pooled = torch.nn.functional.avg_pool2d(images.to(torch.float32) / 16, 4).flatten(1)
+        return torch.softmax(pooled if no_output_bias else pooled + 1000 * torch.arange(12), dim=1)
+
+
+class Broken(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(torch.float32).flatten(1)[:, :5] / 0.0
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detectors")
+    for module in (Detector(), Classifier(), Broken()):
+        torch.jit.script(module).save(str(folder / f"{type(module).__name__.lower()}.pt"))
+    return folder
+
+
+@pytest.fixture
+def measure(scripts, tmp_path, monkeypatch):
+    """compute_metrics on the tiny set, with 200 images instead of 50,000."""
+    for name, entry in protocols.METRICS.items():
+        monkeypatch.setitem(protocols.METRICS, name, dataclasses.replace(entry, num_fake=entry.num_fake // 250))
+
+    def run(*names, detector="detector", G=None, dataset=None, **options):
+        options = {"device": "cpu", "cache_dir": tmp_path / "cache", **options}
+        path = str(scripts / f"{detector}.pt") if detector in ("detector", "classifier", "broken") else detector
+        return registry.compute_metrics(names, G=G or TinyGenerator(), dataset=dataset or Data(), detector=path, **options)
+
+    return run
+
+
+def results(lines):
+    return {key: value for line in lines for key, value in line["results"].items()}
+
+
+# Names and protocols.
+
+
+@pytest.mark.parametrize(
+    ("name", "detector", "available", "counts", "k", "closed", "flips"),
+    [
+        ("fid50k_full", "inception", 70_000, (70_000, 50_000), None, False, False),
+        ("fid50k", "inception", 70_000, (50_000, 50_000), None, False, True),
+        ("fid10k", "inception", 70_000, (10_000, 10_000), None, False, False),
+        ("kid50k_full", "inception", 2_000_000, (1_000_000, 50_000), None, False, False),
+        ("kid50k", "inception", 70_000, (50_000, 50_000), None, False, True),
+        ("is50k", "inception", 70_000, (0, 50_000), None, False, False),
+        ("pr50k3_full", "vgg16", 300_000, (200_000, 50_000), 3, True, False),
+        ("pr50k3", "vgg16", 70_000, (50_000, 50_000), 3, True, True),
+        ("pr50k3", "vgg16", 1_000, (1_000, 50_000), 3, True, True),
+        ("coverage", "vgg16", 70_000, (50_000, 50_000), 3, False, False),
+        ("coverage", "vgg16", 1_797, (1_797, 1_797), 3, False, False),
+        ("density50k3", "vgg16", 1_797, (1_797, 1_797), 3, False, False),
+        ("prdc50k3", "vgg16", 70_000, (50_000, 50_000), 3, False, False),
+        ("prdc10k5", "vgg16", 70_000, (10_000, 10_000), 5, False, False),
+    ],
+)
+def test_names_pin_their_protocols(name, detector, available, counts, k, closed, flips):
+    (spec,) = registry.parse_metrics([name])
+    entry = spec.protocol
+    assert (spec.name, spec.detector, entry.counts(available), entry.k, entry.closed, entry.keep_flips) == (name, detector, counts, k, closed, flips)
+
+
+def test_unknown_metrics_are_refused_with_the_known_ones():
+    with pytest.raises(UserError, match=r"'fid51k' is no known metric; known are: fid50k_full, .*coverage.*prdc10k5"):
+        registry.parse_metrics(["fid50k_full", "fid51k"])
+
+
+def test_aliases_and_repetitions_give_one_metric():
+    assert [spec.name for spec in registry.parse_metrics(["coverage50k3", "coverage", "fid10k"])] == ["coverage", "fid10k"]
+
+
+def test_another_detector_is_part_of_the_name():
+    names = [spec.name for spec in registry.parse_metrics(["fid10k", "coverage", "pr50k3"], "embedded")]
+    assert names == ["fid10k_embedded", "coverage_embedded", "pr50k3_embedded"]
+    assert [spec.name for spec in registry.parse_metrics(["fid10k", "coverage"], "inception")] == ["fid10k", "coverage_inception"]
+    assert [spec.name for spec in registry.parse_metrics(["fid10k", "coverage"], "/data/vgg16.pt")] == ["fid10k_vgg16", "coverage"]
+
+
+@pytest.mark.parametrize(("spec", "name"), [("a/my-net v2.pt", "my_net_v2"), ("https://host/x/vgg16.pt?a=b", "vgg16"), ("inception", "inception")])
+def test_names_of_detectors(spec, name):
+    assert detector_name(spec) == name
+
+
+# Figures.
+
+
+def test_figures_equal_those_of_the_pure_functions(measure, scripts):
+    data, G = Data(), TinyGenerator().eval()
+    found = results(measure("fid10k", "prdc10k5", "pr50k3_full", G=G, dataset=data))
+    detector = get_detector(str(scripts / "detector.pt"), "cpu")
+    z, c = GeneratorSource(G, data, torch.device("cpu")).inputs(0, 200)
+    fake = detector((G(z, c, noise_mode="const") * 127.5 + 128).clamp(0, 255).to(torch.uint8))
+    real = detector(torch.from_numpy(data.images))
+    # 10,000 images are 40 here, so the first 40 of both sets.
+    prdc = compute_prdc(real, fake[:150], 5)
+    assert {key: found[f"prdc10k5_detector_{key}"] for key in prdc} == compute_prdc(real, fake[:150], 5) == prdc
+    closed = compute_prdc(real, fake, 3, closed=True)
+    assert (found["pr50k3_full_detector_precision"], found["pr50k3_full_detector_recall"]) == (closed["precision"], closed["recall"])
+    moments = [(rows.double().numpy().mean(0), np.cov(rows.double().numpy(), rowvar=False, bias=True)) for rows in (real, fake[:40])]
+    assert found["fid10k_detector"] == pytest.approx(frechet_distance(*moments[0], *moments[1]), rel=1e-9)
+
+
+def test_a_cap_takes_the_first_real_images(measure, monkeypatch):
+    monkeypatch.setitem(protocols.METRICS, "fid10k", dataclasses.replace(protocols.METRICS["fid10k"], max_real=30))
+    data, part = Data(), Data()
+    part.images = part.images[:30]
+    whole = measure("fid10k", dataset=data, G=TinyGenerator(c_dim=0))[0]
+    assert whole["results"] == measure("fid10k", dataset=part, G=TinyGenerator(c_dim=0))[0]["results"]
+    assert whole["protocol"]["n_real"] == 30
+    assert data.read == 30
+
+
+def test_together_as_alone(measure):
+    names = ["fid50k_full", "kid50k", "pr50k3", "coverage", "density50k3", "prdc50k3"]
+    together = results(measure(*names, cache=False))
+    assert together == {key: value for name in names for key, value in results(measure(name, cache=False)).items()}
+    assert together["coverage_detector"] == together["prdc50k3_detector_coverage"]
+    assert together["density50k3_detector"] == together["prdc50k3_detector_density"]
+
+
+def test_one_pass_over_data_and_one_over_the_generator(measure):
+    G, data = TinyGenerator(), Data()
+    measure("fid50k_full", "kid50k_full", "pr50k3_full", "coverage", "prdc10k5", G=G, dataset=data)
+    assert (data.read, G.made) == (150, 200)
+
+
+def test_inception_score_needs_no_real_images(measure):
+    data = Data()
+    (line,) = measure("is50k", detector="classifier", dataset=data)
+    assert data.read == 0
+    assert set(line["results"]) == {"is50k_classifier_mean", "is50k_classifier_std"}
+    assert 1 <= line["results"]["is50k_classifier_mean"] <= 12
+
+
+@pytest.mark.parametrize("batches", [{"batch_gen": 3, "batch_detector": 7}, {"batch_gen": 100, "batch_detector": 100}, {"batch_detector": 1}])
+def test_batch_sizes_do_not_matter(measure, batches):
+    names = ["fid50k_full", "prdc50k3"]
+    assert results(measure(*names, cache=False, **batches)) == pytest.approx(results(measure(*names, cache=False)), rel=1e-6)
+
+
+def test_the_seed_decides(measure):
+    first = results(measure("fid50k_full", metric_seed=1))
+    assert results(measure("fid50k_full", metric_seed=1)) == first
+    assert results(measure("fid50k_full", metric_seed=2)) != first
+
+
+def test_truncation_is_applied_and_recorded(measure):
+    (plain,), (truncated,) = measure("fid50k_full"), measure("fid50k_full", truncation_psi=0.5)
+    assert plain["results"] != truncated["results"]
+    assert (plain["protocol"]["truncation_psi"], truncated["protocol"]["truncation_psi"]) == (1.0, 0.5)
+
+
+def test_labels_are_those_of_the_items(measure):
+    G, data = TinyGenerator(), Data()
+    data.classes[:] = np.random.default_rng(0).choice(3, size=150, p=[0.8, 0.2, 0])
+    source = GeneratorSource(G, data, torch.device("cpu"))
+    _, labels = source.inputs(0, 4000)
+    assert labels.mean(dim=0).tolist() == pytest.approx(np.bincount(data.classes, minlength=3) / 150, abs=0.03)
+    measure("fid50k_full", G=G, dataset=data)
+    assert torch.equal(torch.cat(G.labels), labels[:200])
+
+
+def test_inputs_depend_on_the_number_of_the_image_only():
+    source = GeneratorSource(TinyGenerator(), Data(), torch.device("cpu"), seed=3)
+    whole = source.inputs(0, 300)
+    parts = [source.inputs(first, min(first + 37, 300)) for first in range(0, 300, 37)]
+    for side in (0, 1):
+        assert torch.equal(torch.cat([part[side] for part in parts]), whole[side])
+
+
+def test_training_is_left_alone(measure):
+    G = TinyGenerator().train()
+    G.drop.eval()
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    tf32 = torch.backends.cudnn.allow_tf32
+    measure("fid50k_full", "kid50k_full", "prdc50k3", G=G)
+    assert random.getstate() == states[0]
+    assert np.array_equal(np.random.get_state()[1], states[1])
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert (G.training, G.drop.training, torch.backends.cudnn.allow_tf32) == (True, False, tf32)
+    assert G.weight.requires_grad and G.weight.grad is None
+
+
+# Data-set variants and the record.
+
+
+def test_variants_of_the_data_set(measure):
+    asked = []
+
+    def make_dataset(**overrides):
+        asked.append(overrides)
+        return Data(xflip=overrides.get("xflip", True))
+
+    full, legacy = measure("fid50k_full", "fid50k", make_dataset=make_dataset)
+    assert asked == [{"max_size": None, "xflip": False}, {"max_size": None}]
+    assert (full["protocol"]["n_real"], full["protocol"]["xflip"]) == (150, False)
+    assert (legacy["protocol"]["n_real"], legacy["protocol"]["xflip"]) == (300, True)
+    assert full["results"]["fid50k_full_detector"] != legacy["results"]["fid50k_detector"]
+
+
+def test_every_line_tells_its_protocol(measure, scripts):
+    data = Data()
+    (line,) = measure("coverage", dataset=data, metric_seed=5)
+    assert list(line) == ["results", "metric", "total_time", "total_time_str", "num_gpus", "protocol"]
+    assert line["metric"] == "coverage_detector"
+    assert line["protocol"] == {
+        "detector": "detector",
+        "detector_digest": download.file_digest(scripts / "detector.pt"),
+        "n_real": 150,
+        "n_fake": 150,
+        "k": 3,
+        "seed": 5,
+        "xflip": False,
+        "resize": "inside the detector",
+        "truncation_psi": 1.0,
+        "dataset": data.fingerprint(),
+        "code_version": report.CODE_VERSION,
+        "inside": "distance < radius",
+        "coverage_ceiling": pytest.approx(1 - 149 * 148 * 147 / (299 * 298 * 297)),
+    }
+
+
+def test_lines_on_disk(measure, tmp_path):
+    lines = measure("fid50k_full", "coverage")
+    for line in lines:
+        report.write_line(report.stamp_line(line, tmp_path / "network-snapshot-000001.safetensors", tmp_path), tmp_path)
+    written = json.loads((tmp_path / "metric-coverage_detector.jsonl").read_text())
+    assert list(written) == ["results", "metric", "total_time", "total_time_str", "num_gpus", "snapshot_pkl", "timestamp", "protocol"]
+    assert (written["snapshot_pkl"], written["results"]) == ("network-snapshot-000001.safetensors", lines[1]["results"])
+    assert "coverage_detector" in report.format_table(lines)
+    with pytest.raises(UserError, match=r"cannot write .*metric-coverage_detector\.jsonl"):
+        report.write_line(lines[1], tmp_path / "absent")
+
+
+# The cache.
+
+
+def test_real_features_come_from_the_cache(measure):
+    first, again = Data(), Data()
+    lines = measure("fid50k_full", "prdc50k3", dataset=first)
+    assert results(measure("fid50k_full", "prdc50k3", dataset=again)) == results(lines)
+    assert (first.read, again.read) == (150, 0)
+
+
+def test_other_content_or_flips_or_detector_miss_the_cache(measure):
+    measure("fid50k_full")
+    for dataset, detector in ((Data(seed=1), "detector"), (Data(xflip=True), "detector"), (Data(), "classifier")):
+        measure("fid50k_full", dataset=dataset, detector=detector)
+        assert dataset.read == len(dataset)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-5], lambda data: b"junk", lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b""])
+def test_damaged_entries_are_rebuilt(measure, tmp_path, damage):
+    expected = results(measure("fid50k_full"))
+    (entry,) = (tmp_path / "cache").iterdir()
+    good = entry.read_bytes()
+    entry.write_bytes(damage(good))
+    said, data = [], Data()
+    assert results(measure("fid50k_full", dataset=data, log=said.append)) == expected
+    assert data.read == 150
+    assert "computed again" in said[0] and str(entry) in said[0]
+    assert entry.read_bytes() == good
+
+
+def test_a_cache_that_cannot_be_written_loses_no_figure(measure, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = []
+    assert results(measure("fid50k_full", cache_dir=tmp_path / "file", log=said.append)) == results(measure("fid50k_full"))
+    assert "not kept" in said[0] and str(tmp_path / "file") in said[0]
+
+
+def test_no_cache_reads_and_writes_nothing(measure, tmp_path):
+    measure("fid50k_full", cache=False)
+    assert not (tmp_path / "cache").exists()
+
+
+# Several ranks.
+
+
+def _rank_main(rank, store, detector, cache, output):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    lines = _small_measurement(detector, cache)
+    pathlib.Path(output, f"rank{rank}.json").write_text(json.dumps([line["results"] for line in lines]))
+    torch.distributed.destroy_process_group()
+
+
+def _small_measurement(detector, cache):
+    protocols.METRICS["fid50k_full"] = dataclasses.replace(protocols.METRICS["fid50k_full"], num_fake=70)
+    # 150 images and 70 in batches of 16: uneven last rounds on both sides.
+    options = {"device": "cpu", "detector": detector, "batch_detector": 16, "cache_dir": cache}
+    return registry.compute_metrics(["fid50k_full", "prdc50k3"], G=TinyGenerator(), dataset=_PlainData(), **options)
+
+
+class _PlainData(Data):
+    def fingerprint(self):
+        return "the same in every process"
+
+
+def test_two_ranks_give_the_figures_of_one(scripts, tmp_path, monkeypatch):
+    monkeypatch.setitem(protocols.METRICS, "fid50k_full", protocols.METRICS["fid50k_full"])
+    detector = str(scripts / "detector.pt")
+    arguments = (str(tmp_path / "store"), detector, str(tmp_path / "cache-of-two"), str(tmp_path))
+    torch.multiprocessing.spawn(_rank_main, args=arguments, nprocs=2)
+    expected = [line["results"] for line in _small_measurement(detector, str(tmp_path / "cache-of-one"))]
+    for rank in range(2):
+        assert json.loads((tmp_path / f"rank{rank}.json").read_text()) == expected
+
+
+# What is refused.
+
+
+def test_a_metric_that_fails_does_not_take_the_others_along(measure):
+    failed = []
+    data = Data(count=3)
+    with pytest.raises(UserError, match="3 real points are too few"):
+        measure("coverage", "fid50k_full", dataset=data)
+    lines = measure("coverage", "fid50k_full", dataset=data, on_failure=lambda name, error: failed.append((name, str(error))))
+    assert [line["metric"] for line in lines] == ["fid50k_full_detector"]
+    assert failed == [("coverage_detector", "3 real points are too few for 3 nearest neighbours; at least 4 are needed")]
+
+
+def test_values_that_are_not_finite_are_refused_and_not_cached(measure, tmp_path):
+    with pytest.raises(UserError, match="detector broken returns features with NaN or infinity"):
+        measure("fid50k_full", detector="broken")
+    assert not (tmp_path / "cache").exists()
+    G = TinyGenerator()
+    G.weight.data[0, 7] = float("nan")
+    with pytest.raises(UserError, match="the generator makes NaN or infinity in 200 of 200 images"):
+        measure("fid50k_full", G=G)
+
+
+def test_generator_and_data_must_fit(measure):
+    with pytest.raises(UserError, match="takes labels of length 5, the labels of the data set have length 3"):
+        measure("fid50k_full", G=TinyGenerator(c_dim=5))
+    G = TinyGenerator()
+    G.img_resolution = 16
+    with pytest.raises(UserError, match="makes 16x16 images, the data set holds 8x8"):
+        measure("fid50k_full", G=G)
+
+
+def test_a_detector_that_is_offline_is_told_before_work_starts(monkeypatch):
+    def offline(url, **_):
+        raise UserError(f"cannot download {url} (no connection)")
+
+    monkeypatch.setattr(download, "fetch", offline)
+    with pytest.raises(UserError, match=r"detector 'vgg16' is not available: cannot download .*vgg16\.pt.*--detector=embedded"):
+        registry.check_detectors(registry.parse_metrics(["coverage"]))
+
+
+def test_detectors_that_are_none(tmp_path, scripts):
+    with pytest.raises(UserError, match="--detector=resnet is neither inception, vgg16 or embedded, nor a file"):
+        check_detector("resnet")
+    (tmp_path / "text.pt").write_text("no script")
+    with pytest.raises(UserError, match=r"text\.pt is not a readable TorchScript file"):
+        get_detector(str(tmp_path / "text.pt"), "cpu")
+    with pytest.raises(UserError, match="detector detector gives no class probabilities"):
+        get_detector(str(scripts / "detector.pt"), "cpu", "probabilities")
+
+
+def test_the_embedded_detector_measures_features_and_probabilities(measure):
+    coverage, score = measure("coverage", "is50k", detector="embedded")
+    assert list(coverage["results"]) == ["coverage_embedded"]
+    assert list(score["results"]) == ["is50k_embedded_mean", "is50k_embedded_std"]
+    assert 0 <= coverage["results"]["coverage_embedded"] <= 1 <= score["results"]["is50k_embedded_mean"] <= 10
+    assert coverage["protocol"]["detector_digest"] == download.file_digest(embedded.WEIGHTS_PATH)
+
+
+def test_a_detector_must_return_one_row_per_image():
+    class Pooling(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.to(torch.float32).mean(dim=(2, 3)).reshape(-1)
+
+    network = torch.jit.script(Pooling())
+    detector = features.Detector("pooling", "0", "features", "none", torchscript.runner(network, "pooling", "features"))
+    with pytest.raises(UserError, match=r"detector pooling returned \[12\] for 4 images"):
+        detector(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_grey_images_reach_the_detector_as_rgb(scripts):
+    detector = get_detector(str(scripts / "detector.pt"), "cpu")
+    grey = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(detector(grey), detector(grey.repeat(1, 3, 1, 1)))
+    assert detector.feature_dim == 12

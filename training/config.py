@@ -1,0 +1,248 @@
+"""From options to the configuration of a run: presets filled in, combinations checked, the name of the run folder.
+
+The configuration is an `EasyDict` of plain values with StyleGAN2-ADA's keys in its order; it is what training_options.json holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+
+import torch
+
+from dnnlib import EasyDict, UserError
+from torch_utils.ops import backend
+from training.augment import AUGPIPE_PRESETS
+from training.options import RESUME_SOURCES, Options
+from training.presets import PRESETS, Preset, for_data
+
+ADA_TARGET = 0.6
+RESUMED_ADA_KIMG = 100  # a transferred D overfits sooner, so p may move faster
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfo:
+    """What the configuration needs to know of a data set."""
+
+    name: str
+    length: int
+    resolution: int
+    num_channels: int
+    label_dim: int
+    labels_in_file: bool
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of --device. Raises UserError if this machine does not have it."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        raise UserError(f"--device={name}: torch {torch.__version__} finds no such device here, use --device=auto or --device=cpu")
+    return torch.device(name)
+
+
+def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: torch.device) -> None:
+    """Options that exclude or need one another."""
+    if o.aug == "fixed" and o.p is None:
+        raise UserError("--aug=fixed needs the probability, --p=0..1")
+    if o.aug != "fixed" and o.p is not None:
+        raise UserError(f"--p goes with --aug=fixed, found --aug={o.aug}")
+    if o.aug != "ada" and o.target is not None:
+        raise UserError(f"--target goes with --aug=ada, found --aug={o.aug}")
+    if o.aug == "noaug" and o.augpipe is not None:
+        raise UserError("--augpipe goes with --aug=ada or --aug=fixed, found --aug=noaug")
+    if o.fp32 and o.precision not in ("auto", "fp32"):
+        raise UserError(f"--fp32=true contradicts --precision={o.precision}")
+    if o.precision in ("fp16", "tf32") and device.type != "cuda":
+        raise UserError(f"--precision={o.precision} needs CUDA, the device is {device.type}; use fp32 or bf16")
+    if o.precision == "bf16" and device.type == "mps":
+        raise UserError("--precision=bf16 is not supported on mps, use fp32")
+    if o.graphs == "on":
+        raise UserError("--graphs=on: this version captures no CUDA graphs, use --graphs=auto or --graphs=off")
+    if o.subset is not None and o.subset > data.length:
+        raise UserError(f"--subset={o.subset}: the data set has {data.length} images")
+    pairing_only = {"pairing_tau", "pairing_mode", "pairing_space", "pairing_dim", "pairing_lr", "pairing_gather", "pairing_target"}
+    if o.pairing_weight == 0 and typed & pairing_only:
+        given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & pairing_only))
+        raise UserError(f"{given} without --pairing-weight: the weight is 0, so there is no pairing network")
+
+
+def _batch_arithmetic(o: Options, preset: Preset, gpus: int, pairing: bool) -> tuple[int, int, int]:
+    """(batch, batch_gpu, mbstd group), checked before any work starts."""
+    batch = o.batch or preset.batch
+    per_gpu, rest = divmod(batch, gpus)
+    if rest or per_gpu == 0:
+        raise UserError(f"--batch={batch} does not divide by --gpus={gpus}")
+    if o.batch_gpu is not None:
+        batch_gpu = o.batch_gpu
+    else:
+        batch_gpu = per_gpu if o.batch is not None else min(preset.batch // preset.ref_gpus, per_gpu)
+    if per_gpu % batch_gpu:
+        raise UserError(f"--batch-gpu={batch_gpu}: the {per_gpu} images of each GPU (--batch={batch}, --gpus={gpus}) do not divide by it")
+    mbstd = min(preset.mbstd, batch_gpu)
+    if batch_gpu % mbstd:
+        raise UserError(f"--batch-gpu={batch_gpu} does not divide into the minibatch-std groups of {mbstd} of --cfg={o.cfg}")
+    if pairing and batch_gpu < 2:
+        raise UserError(f"--pairing-weight needs at least 2 images per GPU at a time to tell latents apart, found --batch-gpu={batch_gpu}")
+    if o.ms_weight > 0 and batch_gpu < 2:
+        raise UserError(f"--ms-weight needs at least 2 images per GPU at a time, found --batch-gpu={batch_gpu}")
+    return batch, batch_gpu, mbstd
+
+
+def _precision(o: Options, device: torch.device) -> EasyDict:
+    """num_fp16_res, conv_clamp and the low dtype of both networks."""
+    precision = "fp32" if o.fp32 else o.precision
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    if precision in ("fp32", "tf32"):
+        return EasyDict(num_fp16_res=0, conv_clamp=None)
+    low = EasyDict(num_fp16_res=4, conv_clamp=256)
+    if precision == "bf16":
+        low.low_precision = "bfloat16"
+    return low
+
+
+def _networks(args: EasyDict, o: Options, preset: Preset, mbstd: int, device: torch.device) -> None:
+    width = EasyDict(channel_base=int(preset.fmaps * 32768), channel_max=preset.channel_max, **_precision(o, device))
+    blocks = EasyDict(fp16_channels_last=True) if o.nhwc else EasyDict()
+    args.G_kwargs = EasyDict(
+        class_name="training.networks.Generator",
+        z_dim=preset.z_dim,
+        w_dim=preset.w_dim,
+        mapping_kwargs=EasyDict(num_layers=preset.map_layers),
+        synthesis_kwargs=EasyDict(**width, **blocks),
+    )
+    freeze = EasyDict(freeze_layers=o.freezed) if o.freezed else EasyDict()
+    args.D_kwargs = EasyDict(
+        class_name="training.networks.Discriminator",
+        block_kwargs=EasyDict(**freeze, **blocks),
+        mapping_kwargs=EasyDict(),
+        epilogue_kwargs=EasyDict(mbstd_group_size=mbstd),
+        **width,
+    )
+    if preset.d_architecture != "resnet":
+        args.D_kwargs.architecture = preset.d_architecture
+    optimizer = EasyDict(class_name="torch.optim.Adam", lr=preset.lrate, betas=[0.0, 0.99], eps=1e-8)
+    args.G_opt_kwargs, args.D_opt_kwargs = EasyDict(optimizer), EasyDict(optimizer)
+
+
+def _loss(args: EasyDict, o: Options, preset: Preset) -> None:
+    args.loss_kwargs = EasyDict(class_name="training.loss.StyleGAN2Loss", r1_gamma=preset.gamma if o.gamma is None else o.gamma)
+    if not preset.regularize_path:
+        args.loss_kwargs.update(pl_weight=0, style_mixing_prob=0)
+    if o.r2_gamma > 0:
+        args.loss_kwargs.r2_gamma = o.r2_gamma
+    if o.objective != "logistic":
+        args.loss_kwargs.objective = o.objective
+    if o.ms_weight > 0:
+        args.loss_kwargs.ms_weight = o.ms_weight
+    if o.pairing_weight > 0:
+        args.loss_kwargs.update(
+            pairing_weight=o.pairing_weight,
+            pairing_tau=o.pairing_tau,
+            pairing_mode=o.pairing_mode,
+            pairing_space=o.pairing_space,
+            pairing_gather=o.pairing_gather,
+        )
+        args.P_kwargs = EasyDict(class_name="pairing.network.PairingNetwork", embed_dim=o.pairing_dim)
+        args.P_opt_kwargs = EasyDict(lr=o.pairing_lr or preset.lrate)
+        if o.pairing_target is not None:
+            args.pairing_target = o.pairing_target
+
+
+def _augmentation(args: EasyDict, o: Options, preset: Preset) -> None:
+    if o.aug == "ada":
+        args.ada_target = ADA_TARGET if o.target is None else o.target
+    if o.aug == "fixed":
+        args.augment_p = o.p
+    if o.aug != "noaug":
+        args.augment_kwargs = EasyDict(class_name="training.augment.AugmentPipe", **AUGPIPE_PRESETS[o.augpipe or "bgc"])
+    if preset.ada_kimg != 500:
+        args.ada_kimg = preset.ada_kimg
+    if o.resume != "noresume":
+        args.resume_pkl = RESUME_SOURCES.get(o.resume, o.resume)
+        args.ada_kimg = RESUMED_ADA_KIMG
+        args.ema_rampup = None  # the transferred average is worth keeping from the first step on
+
+
+def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.device) -> EasyDict:
+    """The configuration of a run, without its folder.
+
+    Args:
+        options: values of the command line, defaults filled in.
+        typed: names of the options that the user gave.
+        data: of the training set as found (before --subset and --mirror).
+        device: where the run will be.
+
+    Raises:
+        UserError: options that contradict one another or the data, or a batch that does not divide.
+    """
+    o = options
+    _check_combinations(o, typed, data, device)
+    backend.set_policy(o.ops)
+    preset = for_data(PRESETS[o.cfg], data.resolution, o.gpus)
+    batch, batch_gpu, mbstd = _batch_arithmetic(o, preset, o.gpus, pairing=o.pairing_weight > 0)
+    args = EasyDict(
+        num_gpus=o.gpus, image_snapshot_ticks=o.snap, network_snapshot_ticks=o.snap, metrics=list(o.metrics), random_seed=o.seed
+    )
+    subset = o.subset is not None and o.subset < data.length
+    args.training_set_kwargs = EasyDict(
+        class_name="training.dataset.ImageFolderDataset",
+        path=o.data,
+        use_labels=o.cond,
+        max_size=o.subset if subset else data.length,
+        xflip=o.mirror,
+        resolution=data.resolution,
+    )
+    if subset:
+        args.training_set_kwargs.random_seed = o.seed
+    args.data_loader_kwargs = EasyDict(pin_memory=device.type == "cuda", num_workers=o.workers, prefetch_factor=2)
+    _networks(args, o, preset, mbstd, device)
+    _loss(args, o, preset)
+    args.update(
+        total_kimg=o.kimg or preset.kimg, batch_size=batch, batch_gpu=batch_gpu, ema_kimg=preset.ema_kimg, ema_rampup=preset.ema_ramp
+    )
+    _augmentation(args, o, preset)
+    if o.nobench:
+        args.cudnn_benchmark = False
+    if o.allow_tf32 or o.precision == "tf32":
+        args.allow_tf32 = True
+    args.update(device=device.type, ops=o.ops, graphs=o.graphs, compile=o.compile, kimg_per_tick=o.tick, keep_snapshots=o.keep)
+    args.update(detector=o.detector, metric_seed=o.metric_seed)
+    return args
+
+
+def run_description(options: Options, typed: set[str], data: DataInfo) -> str:
+    """What follows the number in the name of the run folder: the data set and whatever was given explicitly."""
+    o = options
+    parts = [data.name]
+    parts += ["cond"] if o.cond else []
+    parts += [f"subset{o.subset}"] if o.subset is not None and o.subset < data.length else []
+    parts += ["mirror"] if o.mirror else []
+    parts += [f"{o.cfg}{o.gpus}" if o.cfg == "auto" else o.cfg]
+    parts += [f"gamma{o.gamma:g}"] if "gamma" in typed else []
+    parts += [f"kimg{o.kimg}"] if "kimg" in typed else []
+    parts += [f"batch{o.batch}"] if "batch" in typed else []
+    parts += [o.aug] if "aug" in typed else []
+    parts += [f"p{o.p:g}"] if "p" in typed else []
+    parts += [f"target{o.target:g}"] if "target" in typed else []
+    parts += [o.augpipe] if "augpipe" in typed else []
+    parts += [f"pairing{o.pairing_weight:g}"] if o.pairing_weight > 0 else []
+    parts += [f"ms{o.ms_weight:g}"] if o.ms_weight > 0 else []
+    parts += [o.objective] if "objective" in typed and o.objective != "logistic" else []
+    parts += [f"r2gamma{o.r2_gamma:g}"] if o.r2_gamma > 0 else []
+    if "resume" in typed:
+        parts += [o.resume] if o.resume == "noresume" else [f"resume{o.resume if o.resume in RESUME_SOURCES else 'custom'}"]
+    parts += [f"freezed{o.freezed}"] if o.freezed else []
+    return "-".join(parts)
+
+
+def next_run_dir(outdir: str, description: str) -> str:
+    """OUTDIR/NNNNN-description, numbered one past the highest number there."""
+    numbers = []
+    if os.path.isdir(outdir):
+        matches = (re.match(r"\d+", name) for name in os.listdir(outdir) if os.path.isdir(os.path.join(outdir, name)))
+        numbers = [int(match.group()) for match in matches if match]
+    return os.path.join(outdir, f"{max(numbers, default=-1) + 1:05d}-{description}")

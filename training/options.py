@@ -1,0 +1,177 @@
+"""Every option of train.py: name, type, default, range and help, each written once. Command line, README table and checks are made from here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from dnnlib.cli import CommaList
+from pairing.adaptive import MAX_FACTOR
+from torch_utils.ops.backend import POLICIES
+from training.augment import AUGPIPE_PRESETS
+from training.loss import PAIRING_MODES, PAIRING_SPACES
+from training.objectives import OBJECTIVES
+from training.presets import PRESETS
+
+CDN = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
+RESUME_SOURCES = {
+    "ffhq256": CDN + "ffhq-res256-mirror-paper256-noaug.pkl",
+    "ffhq512": CDN + "ffhq-res512-mirror-stylegan2-noaug.pkl",
+    "ffhq1024": CDN + "ffhq-res1024-mirror-stylegan2-noaug.pkl",
+    "celebahq256": CDN + "celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl",
+    "lsundog256": CDN + "lsundog-res256-paper256-kimg100000-noaug.pkl",
+}
+PRECISIONS = ("auto", "fp32", "tf32", "fp16", "bf16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def _option(default: Any, kind: Any, help: str, group: str, shown: str | None = None, **extra) -> Any:
+    """A field of `Options`; `shown` is what tables print where the default is worked out from other options."""
+    return dataclasses.field(default=default, metadata=dict(kind=kind, help=help, group=group, shown=shown, extra=extra))
+
+
+def _general(*args, **kwargs):
+    return _option(*args, group="General", **kwargs)
+
+
+def _data(*args, **kwargs):
+    return _option(*args, group="Data", **kwargs)
+
+
+def _base(*args, **kwargs):
+    return _option(*args, group="Base configuration", **kwargs)
+
+
+def _augment(*args, **kwargs):
+    return _option(*args, group="Augmentation", **kwargs)
+
+
+def _pairing(*args, **kwargs):
+    return _option(*args, group="Pairing and objective", **kwargs)
+
+
+def _transfer(*args, **kwargs):
+    return _option(*args, group="Transfer and resuming", **kwargs)
+
+
+def _speed(*args, **kwargs):
+    return _option(*args, group="Speed", **kwargs)
+
+
+COUNT, WEIGHT, SHARE = click.IntRange(min=1), click.FloatRange(min=0), click.FloatRange(min=0, max=1)
+
+
+@dataclasses.dataclass
+class Options:
+    """What the user typed, or the defaults. None means: worked out from the rest (the preset, the data, the device)."""
+
+    outdir: str | None = _general(None, str, "folder for the numbered run folders", shown="required")
+    gpus: int = _general(1, COUNT, "processes on this machine, one GPU each")
+    snap: int = _general(50, COUNT, "ticks between snapshots (networks, state, images, metrics)")
+    metrics: list = _general(("fid50k_full",), CommaList(), "metrics at each snapshot, comma list or none")
+    seed: int = _general(0, click.IntRange(min=0), "random seed")
+    dry_run: bool = _general(False, None, "print the whole configuration and exit", flag=True, short="-n")
+    tick: int = _general(4, COUNT, "kimg per tick")
+    keep: int = _general(0, click.IntRange(min=0), "snapshots to keep besides the best by metric; 0: all")
+    detector: str | None = _general(None, str, "detector of all metrics: inception, vgg16, embedded or a TorchScript file", shown="each metric's own")
+    metric_seed: int = _general(0, click.IntRange(min=0), "random seed of the metrics")
+
+    data: str | None = _data(None, str, "training images: folder or zip made by dataset_tool.py", shown="required")
+    cond: bool = _data(False, bool, "train on the labels of the data set")
+    subset: int | None = _data(None, COUNT, "train on so many images only", shown="all")
+    mirror: bool = _data(False, bool, "add mirrored images")
+    workers: int = _data(3, COUNT, "processes that read images when the set does not fit the device")
+
+    cfg: str = _base("auto", click.Choice(list(PRESETS)), "preset")
+    gamma: float | None = _base(None, WEIGHT, "R1 weight", shown="preset")
+    kimg: int | None = _base(None, COUNT, "length of the training in thousand real images", shown="preset")
+    batch: int | None = _base(None, COUNT, "images per step, all GPUs together", shown="preset")
+    batch_gpu: int | None = _base(None, COUNT, "images per GPU at a time; the rest of the batch is accumulated", shown="preset")
+
+    aug: str = _augment("ada", click.Choice(["noaug", "ada", "fixed"]), "augmentation mode")
+    p: float | None = _augment(None, SHARE, "augmentation probability for --aug=fixed", shown="-")
+    target: float | None = _augment(None, SHARE, "ADA target", shown="0.6")
+    augpipe: str | None = _augment(None, click.Choice(list(AUGPIPE_PRESETS)), "augmentation pipeline", shown="bgc")
+
+    pairing_weight: float = _pairing(0.0, WEIGHT, "weight of the pairing loss (lambda), 0.05 in the paper; 0: plain StyleGAN2-ADA, bit for bit")
+    pairing_tau: float = _pairing(0.1, click.FloatRange(min=0, min_open=True), "temperature of the pairing loss")
+    pairing_mode: str = _pairing("infonce", click.Choice(PAIRING_MODES), "identify the latent among all of the batch, or judge single pairs")
+    pairing_space: str = _pairing("z", click.Choice(PAIRING_SPACES), "latents to identify")
+    pairing_dim: int = _pairing(128, COUNT, "length of the pairing embeddings")
+    pairing_lr: float | None = _pairing(None, click.FloatRange(min=0, min_open=True), "learning rate of the pairing network", shown="that of G")
+    pairing_gather: bool = _pairing(True, bool, "use the latents of all GPUs as negatives")
+    pairing_target: float | None = _pairing(
+        None, SHARE, f"steer the pairing weight, between 0 and {MAX_FACTOR:g} times its value, to this identification accuracy", shown="fixed weight"
+    )
+    ms_weight: float = _pairing(0.0, WEIGHT, "weight of the mode-seeking loss (MS-GAN baseline)")
+    objective: str = _pairing("logistic", click.Choice(OBJECTIVES), "adversarial objective")
+    r2_gamma: float = _pairing(0.0, WEIGHT, "R2 weight: gradient penalty on generated images")
+
+    resume: str = _transfer("noresume", str, f"network to start from: {', '.join(RESUME_SOURCES)}, a file or a URL")
+    freezed: int = _transfer(0, click.IntRange(min=0), "Freeze-D: layers of D to keep, from the image side")
+    continue_run: str | None = _transfer(None, str, "run folder to continue exactly where its last state stands", shown="-")
+
+    device: str = _speed("auto", click.Choice(DEVICES), "auto takes CUDA, then MPS, then the CPU")
+    precision: str = _speed("auto", click.Choice(PRECISIONS), "fp16/bf16: the four highest resolutions; auto: fp16 on CUDA, else fp32")
+    fp32: bool = _speed(False, bool, "same as --precision=fp32")
+    nhwc: bool = _speed(False, bool, "channels_last memory in low-precision blocks")
+    nobench: bool = _speed(False, bool, "no cuDNN benchmarking")
+    allow_tf32: bool = _speed(False, bool, "TF32 in float32 matrix products and convolutions")
+    compile: bool = _speed(False, bool, "torch.compile for the main phases")
+    ops: str = _speed("auto", click.Choice(POLICIES), "implementation of the ops")
+    graphs: str = _speed("auto", click.Choice(["auto", "on", "off"]), "CUDA graphs")
+
+
+def flag_name(field: dataclasses.Field) -> str:
+    """--option as typed."""
+    return "--" + field.name.replace("_", "-")
+
+
+def add_options(command: click.Command) -> click.Command:
+    """Adds every option to a click command. Its value is None unless the user typed one, so that what was typed can be told."""
+    for field in dataclasses.fields(Options):
+        extra, names = dict(field.metadata["extra"]), [flag_name(field)]
+        if short := extra.pop("short", None):
+            names.insert(0, short)
+        if field.name == "subset" or field.name == "continue_run":
+            extra["metavar"] = "INT" if field.name == "subset" else "DIR"
+        is_flag = extra.pop("flag", False)
+        kind = {} if is_flag else {"type": field.metadata["kind"]}
+        help_text = f"{field.metadata['help']}  [default: {shown_default(field)}]"
+        command.params.append(click.Option([*names, field.name], default=None, is_flag=is_flag, help=help_text, **kind, **extra))
+    return command
+
+
+def shown_default(field: dataclasses.Field) -> str:
+    """The default as tables print it."""
+    if field.metadata["shown"]:
+        return field.metadata["shown"]
+    value = field.default
+    if isinstance(value, (list, tuple)):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _values(field: dataclasses.Field) -> str:
+    kind = field.metadata["kind"]
+    if isinstance(kind, click.Choice):
+        return ", ".join(map(str, kind.choices))
+    if isinstance(kind, (click.IntRange, click.FloatRange)):
+        low = f"{'>' if kind.min_open else '>='} {kind.min}" if kind.min is not None else ""
+        return f"{kind.min} to {kind.max}" if kind.max is not None else low
+    return {bool: "true, false", None: "flag"}.get(kind, "list" if isinstance(kind, CommaList) else "text")
+
+
+def option_table() -> str:
+    """Every option as a Markdown table, grouped, for the README."""
+    lines = ["| Option | Values | Default | Meaning |", "|---|---|---|---|"]
+    group = None
+    for field in dataclasses.fields(Options):
+        if field.metadata["group"] != group:
+            group = field.metadata["group"]
+            lines.append(f"| **{group}** | | | |")
+        values = [f"`{flag_name(field)}`", _values(field), shown_default(field), field.metadata["help"]]
+        lines.append("| " + " | ".join(v.replace("|", "\\|") for v in values) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,111 @@
+"""The phases of a training step: which networks each trains, with which optimiser, how often, and one run of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from torch_utils import training_stats
+from torch_utils.distributed import exchange_gradients
+from training.loss import StyleGAN2Loss, trainable
+
+G_REG_INTERVAL = 4
+D_REG_INTERVAL = 16
+
+
+@dataclasses.dataclass
+class Phase:
+    """One phase: every `interval` batches, `gain` times its mean loss moves `modules`."""
+
+    name: str
+    modules: list[nn.Module]
+    optimizer: torch.optim.Optimizer
+    interval: int
+    gain: float
+
+
+def lazy_adam(groups: Sequence[dict], interval: int, betas: Sequence[float], eps: float, device: torch.device) -> torch.optim.Adam:
+    """Adam whose rates allow for a regularisation step every `interval` batches on top of each main step (StyleGAN2, appendix B).
+
+    Args:
+        groups: parameter groups, each with its 'params' and 'lr'.
+    """
+    ratio = interval / (interval + 1)
+    groups = [dict(group, lr=group["lr"] * ratio) for group in groups]
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.Adam(groups, betas=tuple(float(beta) ** ratio for beta in betas), eps=eps, fused=fused)
+
+
+def build_phases(
+    G: nn.Module, D: nn.Module, P: nn.Module | None, G_opt: dict, D_opt: dict, P_opt: dict | None, loss: StyleGAN2Loss, device: torch.device
+) -> list[Phase]:
+    """Gmain, Greg, Dmain, Dreg in that order, without those whose loss is nothing.
+
+    P moves with G in one optimiser step (paper, equation 3), at its own learning rate.
+
+    Args:
+        G_opt, D_opt: lr, betas, eps of Adam; P_opt: lr.
+    """
+    generator_groups = [{"params": list(G.parameters()), "lr": G_opt["lr"]}]
+    if P is not None:
+        generator_groups.append({"params": list(P.parameters()), "lr": P_opt["lr"]})
+    discriminator_groups = [{"params": list(D.parameters()), "lr": D_opt["lr"]}]
+    G_adam = lazy_adam(generator_groups, G_REG_INTERVAL, G_opt["betas"], G_opt["eps"], device)
+    D_adam = lazy_adam(discriminator_groups, D_REG_INTERVAL, D_opt["betas"], D_opt["eps"], device)
+    phases = [Phase("Gmain", [G] if P is None else [G, P], G_adam, 1, 1)]
+    if loss.pl_weight > 0:
+        phases.append(Phase("Greg", [G], G_adam, G_REG_INTERVAL, G_REG_INTERVAL))
+    phases.append(Phase("Dmain", [D], D_adam, 1, 1))
+    if loss.r1_gamma > 0 or loss.r2_gamma > 0:
+        phases.append(Phase("Dreg", [D], D_adam, D_REG_INTERVAL, D_REG_INTERVAL))
+    return phases
+
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def run_phase(phase: Phase, loss: StyleGAN2Loss, batch: Batch, batch_gpu: int) -> torch.Tensor:
+    """Accumulates the phase's gradients over rounds of `batch_gpu` images, averages them over ranks, and steps.
+
+    Args:
+        batch: real images [N, C, H, W], their labels, latents and labels of generated images, all with N rows.
+
+    Returns:
+        How many gradient values were not finite, a scalar tensor.
+    """
+    rounds = -(-len(batch[0]) // batch_gpu)
+    with trainable(*phase.modules):
+        phase.optimizer.zero_grad(set_to_none=True)
+        for index, part in enumerate(zip(*(t.split(batch_gpu) for t in batch))):
+            loss.accumulate_gradients(phase.name, *part, sync=index == rounds - 1, gain=phase.gain / rounds)
+        bad = exchange_gradients(p for module in phase.modules for p in module.parameters())
+    phase.optimizer.step()
+    return bad
+
+
+@contextlib.contextmanager
+def timed(name: str, device: torch.device, pending: list) -> Iterator[None]:
+    """Times what happens within: at once on the CPU, by events that `report_times` reads later on CUDA."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record(torch.cuda.current_stream(device))
+        yield
+        end.record(torch.cuda.current_stream(device))
+        pending.append((name, start, end))
+    else:
+        start_time = time.perf_counter()
+        yield
+        training_stats.report(f"Timing/{name}", (time.perf_counter() - start_time) * 1e3)
+
+
+def report_times(pending: list) -> None:
+    """Reports the events of `timed`, in milliseconds, once the device is past them."""
+    for name, start, end in pending:
+        end.synchronize()
+        training_stats.report(f"Timing/{name}", start.elapsed_time(end))
+    pending.clear()

@@ -1,0 +1,63 @@
+"""The --cfg presets: every number of StyleGAN2-ADA's, and the two small ones that this project adds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Settings that --cfg stands for; None: chosen by resolution and number of GPUs (`for_data`)."""
+
+    ref_gpus: int | None  # GPUs that the batch is made for; batch_gpu = batch / ref_gpus
+    kimg: int
+    batch: int | None
+    mbstd: int | None
+    fmaps: float | None  # channel_base = fmaps * 32768
+    lrate: float | None
+    gamma: float | None
+    ema_kimg: float | None
+    ema_ramp: float | None
+    map_layers: int
+    channel_max: int = 512
+    z_dim: int = 512
+    w_dim: int = 512
+    regularize_path: bool = True  # path length and style mixing
+    d_architecture: str = "resnet"
+    ada_kimg: int = 500
+
+
+PRESETS: dict[str, Preset] = {
+    "auto": Preset(None, 25000, None, None, None, None, None, None, 0.05, 2),
+    "stylegan2": Preset(8, 25000, 32, 4, 1, 0.002, 10, 10, None, 8),
+    "paper256": Preset(8, 25000, 64, 8, 0.5, 0.0025, 1, 20, None, 8),
+    "paper512": Preset(8, 25000, 64, 8, 1, 0.0025, 0.5, 20, None, 8),
+    "paper1024": Preset(8, 25000, 32, 4, 1, 0.002, 2, 10, None, 8),
+    "cifar": Preset(2, 100000, 64, 32, 1, 0.0025, 0.01, 500, 0.05, 2, regularize_path=False, d_architecture="orig"),
+    # A 64th of cifar's arithmetic: every layer 64 wide instead of 512.
+    "cifar-small": Preset(
+        1, 1000, 64, 32, 1 / 16, 0.0025, 0.01, 500, 0.05, 2, channel_max=64, regularize_path=False, d_architecture="orig"
+    ),
+    # The embedded digits on a laptop CPU in minutes.
+    "demo": Preset(
+        1, 48, 32, 8, 1 / 32, 0.0025, 0.1, 10, 0.05, 2, channel_max=32, z_dim=64, w_dim=64,
+        regularize_path=False, d_architecture="orig", ada_kimg=100,
+    ),
+}  # fmt: skip
+
+
+def for_data(preset: Preset, resolution: int, gpus: int) -> Preset:
+    """The preset with all its open values filled in for images of `resolution` on `gpus` GPUs."""
+    if preset.batch is not None:
+        return preset
+    batch = max(min(gpus * min(4096 // resolution, 32), 64), gpus)
+    return dataclasses.replace(
+        preset,
+        ref_gpus=gpus,
+        batch=batch,
+        mbstd=min(batch // gpus, 4),
+        fmaps=1 if resolution >= 512 else 0.5,
+        lrate=0.002 if resolution >= 1024 else 0.0025,
+        gamma=0.0002 * resolution**2 / batch,
+        ema_kimg=batch * 10 / 32,
+    )

@@ -1,0 +1,171 @@
+"""Images from seeds: latents, labels, the layout of sheets, walks between seeds, and rendering in batches.
+
+An image is a function of the network, its seed, its label and the look asked for; how many are rendered at a time does not
+change it. Files are written elsewhere (training.images, generate.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from dnnlib import UserError
+from training.images import default_grid, to_uint8
+
+MAX_SEED = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """The cells of a sheet of images, row by row: a seed and a class (None without labels) each."""
+
+    grid: tuple[int, int]
+    seeds: list[int]
+    classes: list[int | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Renderer:
+    """A generator with a look.
+
+    Args:
+        G: generator in eval mode on `device`.
+        device: where to compute.
+        batch: images per call.
+        truncation_psi: 1 keeps w, 0 gives the mean image.
+        noise_mode: 'const', 'none', or 'random', which is seeded per image and rendered one by one.
+    """
+
+    G: torch.nn.Module
+    device: torch.device
+    batch: int = 16
+    truncation_psi: float = 1
+    noise_mode: str = "const"
+
+    @torch.no_grad()
+    def map(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """Latents [N, z_dim] and labels [N, c_dim] to truncated ws [N, num_ws, w_dim] on the CPU."""
+        parts = zip(z.split(self.batch), c.split(self.batch))
+        return torch.cat([self.G.mapping(a.to(self.device), b.to(self.device), truncation_psi=self.truncation_psi).cpu() for a, b in parts])
+
+    def render(self, ws: torch.Tensor, noise_seeds: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Images uint8 [C, H, W] on the CPU, one for each of ws [N, num_ws, w_dim]; the seeds matter to random noise only."""
+        if self.noise_mode == "random":
+            for w, seed in zip(ws, noise_seeds, strict=True):
+                yield from self._synthesize_seeded(w[None], seed)
+        else:
+            for part in ws.split(self.batch):
+                yield from self._synthesize(part)
+
+    def render_seeds(self, seeds: Sequence[int], classes: Sequence[int | None]) -> Iterator[torch.Tensor]:
+        """Images uint8 [C, H, W], one for each pair of a seed and a class (None for networks without labels)."""
+        for start in range(0, len(seeds), self.batch):
+            part, labels = seeds[start : start + self.batch], classes[start : start + self.batch]
+            ws = self.map(seed_latents(part, self.G.z_dim), one_hot(labels, self.G.c_dim))
+            yield from self.render(ws, part)
+
+    @torch.no_grad()
+    def _synthesize(self, ws: torch.Tensor) -> torch.Tensor:
+        return to_uint8(self.G.synthesis(ws.to(self.device), noise_mode=self.noise_mode)).cpu()
+
+    def _synthesize_seeded(self, ws: torch.Tensor, seed: int) -> torch.Tensor:
+        devices = list(range(torch.cuda.device_count())) if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            return self._synthesize(ws)
+
+
+def seed_latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
+    """Latents float32 [N, z_dim], each the first draw of numpy's RandomState of its seed, as users of StyleGAN2 know them.
+
+    Raises:
+        UserError: a seed outside 0..2^32-1.
+    """
+    if bad := [seed for seed in seeds if not 0 <= seed <= MAX_SEED]:
+        raise UserError(f"--seeds={bad[0]} is outside the range of seeds, 0 to {MAX_SEED}")
+    rows = [np.random.RandomState(seed).randn(1, z_dim) for seed in seeds]
+    return torch.from_numpy(np.concatenate(rows) if rows else np.zeros([0, z_dim])).to(torch.float32)
+
+
+def one_hot(classes: Sequence[int | None], c_dim: int) -> torch.Tensor:
+    """Labels float32 [N, c_dim]; None gives a row of zeros."""
+    labels = torch.zeros(len(classes), c_dim)
+    for row, index in enumerate(classes):
+        if index is not None:
+            labels[row, index] = 1
+    return labels
+
+
+def plan_sheet(grid: tuple[int, int] | None, seeds: Sequence[int] | None, class_index: int | None, c_dim: int, resolution: int) -> Sheet:
+    """Decides the cells of a sheet.
+
+    One class, or a network without labels: one seed per cell. A network with labels and no class: rows are classes from 0 on, columns
+    are seeds; when there are more rows than classes, the classes start again with the next seeds.
+
+    Args:
+        grid: columns and rows; None: made for the seeds, else the size that training uses for its sheets.
+        seeds: None: 0, 1, 2, ... as many as needed.
+
+    Raises:
+        UserError: another number of seeds than the grid needs.
+    """
+    rows_are_classes = c_dim > 0 and class_index is None
+    if grid is None:
+        grid = _automatic_grid(seeds, c_dim if rows_are_classes else 0, resolution)
+        needed = len(seeds) if seeds is not None else None
+    else:
+        needed = None
+    columns, rows = grid
+    blocks = math.ceil(rows / c_dim) if rows_are_classes else rows
+    needed = columns * blocks if needed is None else needed
+    if seeds is not None and len(seeds) != needed:
+        what = "one per column" if rows_are_classes and blocks == 1 else "one per cell"
+        raise UserError(f"--grid={columns}x{rows} needs {needed} seeds ({what}), but --seeds names {len(seeds)}")
+    seeds = list(range(needed)) if seeds is None else list(seeds)
+    if not rows_are_classes:
+        return Sheet(grid, seeds, [class_index] * len(seeds))
+    cells = [(seeds[row // c_dim * columns + column], row % c_dim) for row in range(rows) for column in range(columns)]
+    return Sheet(grid, [seed for seed, _ in cells], [label for _, label in cells])
+
+
+def _automatic_grid(seeds: Sequence[int] | None, class_rows: int, resolution: int) -> tuple[int, int]:
+    if seeds is None:
+        columns, rows = default_grid(resolution, resolution)
+        return columns, min(rows, class_rows or rows)
+    if class_rows:
+        return len(seeds), class_rows
+    columns = math.ceil(math.sqrt(len(seeds)))
+    return columns, math.ceil(len(seeds) / columns)
+
+
+def walk_latents(z: torch.Tensor, steps: int) -> torch.Tensor:
+    """A closed walk through latents [K, z_dim] along great circles: [K * steps, z_dim], frame k * steps being latent k.
+
+    The length is interpolated linearly, the direction at constant angular speed.
+    """
+    ends = z.roll(-1, dims=0)
+    return torch.cat([_slerp(a, b, steps) for a, b in zip(z, ends)])
+
+
+def walk_ws(ws: torch.Tensor, steps: int) -> torch.Tensor:
+    """A closed walk through ws [K, num_ws, w_dim] along straight lines: [K * steps, num_ws, w_dim], frame k * steps being ws k."""
+    t = torch.arange(steps, dtype=ws.dtype) / steps
+    ends = ws.roll(-1, dims=0)
+    return (ws[:, None] + (ends - ws)[:, None] * t[None, :, None, None]).flatten(0, 1)
+
+
+def _slerp(a: torch.Tensor, b: torch.Tensor, steps: int) -> torch.Tensor:
+    """[steps, D] from a (included) towards b (excluded), both [D]."""
+    t = (torch.arange(steps, dtype=torch.float64) / steps)[:, None]
+    a, b = a.double(), b.double()
+    length_a, length_b = a.norm(), b.norm()
+    unit_a, unit_b = a / length_a, b / length_b
+    angle = torch.acos((unit_a * unit_b).sum().clamp(-1, 1))
+    if angle.sin() < 1e-6:  # the same direction, or opposite ones: no great circle is singled out
+        return (a + (b - a) * t).float()
+    direction = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / angle.sin()
+    return (direction * (length_a + (length_b - length_a) * t)).float()

@@ -1,0 +1,203 @@
+"""Everything that training changes: networks, optimisers, ADA, averages, counters and random states, as one object to step, save and restore."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dnnlib import EasyDict, UserError
+from pairing.adaptive import PairingController
+from pairing.network import PairingNetwork
+from torch_utils.checkpoint import NetworkRecord
+from torch_utils.distributed import gather_objects, rank, sum_over_ranks, world_size
+from training.ada import AdaController
+from training.augment import AugmentPipe
+from training.dataset import ImageFolderDataset
+from training.ema import ema_beta, update_ema
+from training.loss import StyleGAN2Loss
+from training.networks import Discriminator, Generator, network_record
+from training.phases import Phase, build_phases, report_times, run_phase, timed
+
+CONTROL_INTERVAL = 4  # batches between two steps of the controllers
+ADA_KIMG = 500
+
+
+def without_class(kwargs: dict) -> dict:
+    """Constructor arguments without the class name that the configuration file carries."""
+    return {key: value for key, value in kwargs.items() if key != "class_name"}
+
+
+def build_networks(args: EasyDict, dataset: ImageFolderDataset) -> dict[str, nn.Module]:
+    """G, D and, with a pairing weight, P, initialised by the seed alone: the same on all ranks, and G and D the same with or without P."""
+    torch.manual_seed(args.random_seed)
+    common = dict(c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels)
+    networks: dict[str, nn.Module] = {
+        "G": Generator(**without_class(args.G_kwargs), **common),
+        "D": Discriminator(**without_class(args.D_kwargs), **common),
+    }
+    if "P_kwargs" in args:
+        latent = args.G_kwargs.w_dim if args.loss_kwargs.pairing_space == "w" else args.G_kwargs.z_dim
+        networks["P"] = PairingNetwork(latent, dataset.resolution, dataset.num_channels, **without_class(args.P_kwargs))
+    return networks
+
+
+class TrainingState:
+    """The networks of a run and all that moves them.
+
+    Args:
+        args: configuration as made by `training.config.resolve`.
+        dataset: the training set, for its sizes and labels.
+        device: of this rank.
+    """
+
+    def __init__(self, args: EasyDict, dataset: ImageFolderDataset, device: torch.device):
+        self.args, self.device = args, device
+        networks = {name: module.train().requires_grad_(False).to(device) for name, module in build_networks(args, dataset).items()}
+        self.G, self.D, self.P = networks["G"], networks["D"], networks.get("P")
+        self.G_ema = copy.deepcopy(self.G).eval()
+        self.augment_pipe = None
+        if "augment_kwargs" in args:
+            self.augment_pipe = AugmentPipe(**without_class(args.augment_kwargs)).to(device)
+            self.augment_pipe.p.fill_(args.get("augment_p", 0.0))
+        self.ada = None
+        if "ada_target" in args:
+            self.ada = AdaController(self.augment_pipe.p, args.ada_target, CONTROL_INTERVAL, args.get("ada_kimg", ADA_KIMG))
+        self.loss = self._build_loss()
+        self.pairing_control = None
+        if "pairing_target" in args:
+            self.pairing_control = PairingController(self.loss.pairing_weight, args.pairing_target, CONTROL_INTERVAL)
+            self.loss.on_accuracy = self.pairing_control.record
+        self.phases: list[Phase] = build_phases(
+            self.G, self.D, self.P, args.G_opt_kwargs, args.D_opt_kwargs, args.get("P_opt_kwargs"), self.loss, device
+        )
+        self.labels = torch.from_numpy(dataset.get_labels(np.arange(len(dataset)))).to(device)
+        self.cur_nimg = self.batch_idx = self.cur_tick = 0
+        self.nonfinite = torch.zeros([], dtype=torch.int64, device=device)
+        self._pending_times: list = []
+        # From here on every rank draws its own latents, noise and augmentations.
+        torch.manual_seed(args.random_seed * world_size() + rank())
+
+    def _build_loss(self) -> StyleGAN2Loss:
+        G_mapping, G_synthesis, D = self.G.mapping, self.G.synthesis, self.D
+        compiled = None
+        if self.args.get("compile"):
+            # Double backward does not compose with torch.compile, so the regularisation phases run the plain modules.
+            compiled = torch.compile(G_mapping), torch.compile(G_synthesis), torch.compile(D)
+        return StyleGAN2Loss(
+            self.device,
+            G_mapping,
+            G_synthesis,
+            D,
+            augment_pipe=self.augment_pipe,
+            P=self.P,
+            on_real_logits=None if self.ada is None else self.ada.record,
+            compiled=compiled,
+            **without_class(self.args.loss_kwargs),
+        )
+
+    # One step.
+
+    def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents and labels for `count` images to generate; labels as frequent as in the data set."""
+        z = torch.randn([count, self.G.z_dim], device=self.device)
+        if self.labels.shape[1] == 0:
+            return z, self.labels.new_zeros([count, 0])
+        return z, self.labels[torch.randint(len(self.labels), [count], device=self.device)]
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """One training step on a batch of this rank: uint8 images [N, C, H, W] and labels [N, c_dim]."""
+        real = images.to(torch.float32) / 127.5 - 1
+        for phase in self.phases:
+            if self.batch_idx % phase.interval == 0:
+                z, c = self.draw(len(real))
+                with timed(phase.name, self.device, self._pending_times):
+                    self.nonfinite += run_phase(phase, self.loss, (real, labels, z, c), self.args.batch_gpu)
+        batch_size = self.args.batch_size
+        update_ema(self.G_ema, self.G, ema_beta(batch_size, self.cur_nimg, self.args.ema_kimg, self.args.ema_rampup))
+        self.cur_nimg += batch_size
+        self.batch_idx += 1
+        for controller in self._controllers().values():
+            controller.update(self.batch_idx, batch_size, sum_over_ranks)
+
+    def _controllers(self) -> dict:
+        named = {"ada": self.ada, "pairing": self.pairing_control}
+        return {name: controller for name, controller in named.items() if controller is not None}
+
+    def report_times(self) -> None:
+        """Reports the phases' times since the last call."""
+        report_times(self._pending_times)
+
+    # Files.
+
+    def _networks(self) -> dict[str, nn.Module]:
+        named = {"G_ema": self.G_ema, "G": self.G, "D": self.D, "P": self.P}
+        return {name: module for name, module in named.items() if module is not None}
+
+    def network_records(self) -> dict[str, NetworkRecord]:
+        """The networks as a snapshot holds them."""
+        return {name: network_record(module) for name, module in self._networks().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as tensors and plain values. Every rank must call; what differs between ranks is gathered."""
+        per_rank = {
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "controllers": {name: controller.state_dict() for name, controller in self._controllers().items()},
+            "w_avg": self.G.mapping.w_avg.cpu(),
+            "pl_mean": self.loss.pl_mean.cpu(),
+        }
+        optimizers = {phase.name: phase.optimizer.state_dict() for phase in self.phases if phase.name.endswith("main")}
+        return {
+            "networks": {name: module.state_dict() for name, module in self._networks().items()},
+            "optimizers": optimizers,
+            "counters": {"cur_nimg": self.cur_nimg, "batch_idx": self.batch_idx, "cur_tick": self.cur_tick},
+            "ranks": gather_objects(per_rank),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict` so that the next step is the one that would have followed.
+
+        Raises:
+            UserError: the state is of another number of processes or of another device kind.
+        """
+        if len(state["ranks"]) != world_size():
+            raise UserError(f"the state was saved by {len(state['ranks'])} processes, this run has {world_size()}; use the same --gpus")
+        own = state["ranks"][rank()]
+        if (own["cuda_rng"] is not None) != (self.device.type == "cuda"):
+            raise UserError(f"the state was saved on another kind of device than {self.device.type}; continue where the run began")
+        for name, module in self._networks().items():
+            module.load_state_dict(state["networks"][name])
+        for phase in self.phases:
+            if phase.name in state["optimizers"]:
+                phase.optimizer.load_state_dict(state["optimizers"][phase.name])
+        self.loss.pl_mean = own["pl_mean"].to(self.device)
+        self.G.mapping.w_avg.copy_(own["w_avg"])
+        for name, controller in self._controllers().items():
+            controller.load_state_dict(own["controllers"][name])
+        for name, value in state["counters"].items():
+            setattr(self, name, value)
+        torch.set_rng_state(own["torch_rng"].cpu())
+        if own["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(own["cuda_rng"].cpu(), self.device)
+
+
+def copy_matching(source: nn.Module, target: nn.Module) -> tuple[list[str], list[str]]:
+    """Copies tensors of equal name and shape from one network to another.
+
+    Returns:
+        Names copied, and names of `target` left as they were.
+    """
+    theirs = source.state_dict()
+    copied, left = [], []
+    with torch.no_grad():
+        for name, tensor in target.state_dict().items():
+            if name in theirs and theirs[name].shape == tensor.shape:
+                tensor.copy_(theirs[name])
+                copied.append(name)
+            else:
+                left.append(name)
+    return copied, left
