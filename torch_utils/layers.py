@@ -118,12 +118,15 @@ class Conv2dLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, H * up / down, W * up / down]."""
-        w = (self.weight * self.weight_gain).to(x.dtype)
-        b = None if self.bias is None else self.bias.to(x.dtype)
+        act_gain = self.act_gain * gain
+        # Where act(g x) = g act(x), the gain goes into the small tensors instead of over the activations once more.
+        fold = act_gain if ACTIVATIONS[self.activation].homogeneous else 1.0
+        w = (self.weight * (self.weight_gain * fold)).to(x.dtype)
+        b = None if self.bias is None else (self.bias * fold).to(x.dtype)
         # Without upsampling the kernel is correlated, with it convolved: the transposed convolution then takes it as it is.
-        x = conv2d_resample(x, w, f=self.resample_filter, up=self.up, down=self.down, padding=self.padding, flip_weight=self.up == 1)
+        x = conv2d_resample(x, w, f=self.resample_filter, up=self.up, down=self.down, padding=self.padding, flip_weight=self.up == 1, bias=b)
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, b, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+        return bias_act(x, act=self.activation, gain=act_gain / fold, clamp=clamp, inplace=True)
 
     def extra_repr(self) -> str:
         """Sizes, for printing the module."""

@@ -1,7 +1,7 @@
 """Add a bias, apply an activation, scale, clamp: the point-wise op behind every layer of the networks.
 
-Piecewise linear activations (linear, relu, lrelu: all that the networks use) run as one multiplication by a slope that is
-kept for the backward pass; their second derivative is zero. The others are plain compositions that autograd differentiates.
+A composition of public operators that autograd differentiates to any order. Activations that are positively homogeneous
+(linear, relu, lrelu) let a layer fold their gain into its weights: gain * act(x) = act(gain * x).
 """
 
 from __future__ import annotations
@@ -18,66 +18,25 @@ from torch_utils.ops import backend
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """An activation: its function of (x, alpha), its default slope parameter and its default gain."""
+    """An activation: its function of (x, alpha, inplace), its default slope parameter and gain, and whether act(g x) = g act(x) for g > 0."""
 
-    function: Callable[[torch.Tensor, float], torch.Tensor]
+    function: Callable[[torch.Tensor, float, bool], torch.Tensor]
     alpha: float = 0.0
     gain: float = 1.0
-    negative_slope: Callable[[float], float] | None = None  # slope below zero of a piecewise linear activation
+    homogeneous: bool = False
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "linear": Activation(lambda x, alpha: x, negative_slope=lambda alpha: 1.0),
-    "relu": Activation(lambda x, alpha: F.relu(x), gain=math.sqrt(2), negative_slope=lambda alpha: 0.0),
-    "lrelu": Activation(lambda x, alpha: F.leaky_relu(x, alpha), alpha=0.2, gain=math.sqrt(2), negative_slope=lambda alpha: alpha),
-    "tanh": Activation(lambda x, alpha: torch.tanh(x)),
-    "sigmoid": Activation(lambda x, alpha: torch.sigmoid(x)),
-    "elu": Activation(lambda x, alpha: F.elu(x)),
-    "selu": Activation(lambda x, alpha: F.selu(x)),
-    "softplus": Activation(lambda x, alpha: F.softplus(x)),
-    "swish": Activation(lambda x, alpha: torch.sigmoid(x) * x, gain=math.sqrt(2)),
+    "linear": Activation(lambda x, alpha, inplace: x, homogeneous=True),
+    "relu": Activation(lambda x, alpha, inplace: F.relu(x, inplace=inplace), gain=math.sqrt(2), homogeneous=True),
+    "lrelu": Activation(lambda x, alpha, inplace: F.leaky_relu(x, alpha, inplace=inplace), alpha=0.2, gain=math.sqrt(2), homogeneous=True),
+    "tanh": Activation(lambda x, alpha, inplace: torch.tanh(x)),
+    "sigmoid": Activation(lambda x, alpha, inplace: torch.sigmoid(x)),
+    "elu": Activation(lambda x, alpha, inplace: F.elu(x)),
+    "selu": Activation(lambda x, alpha, inplace: F.selu(x)),
+    "softplus": Activation(lambda x, alpha, inplace: F.softplus(x)),
+    "swish": Activation(lambda x, alpha, inplace: torch.sigmoid(x) * x, gain=math.sqrt(2)),
 }
-
-
-class _Scale(torch.autograd.Function):
-    """x * slope, where the slope depends on x but is locally constant: it is data to the gradient, of any order."""
-
-    @staticmethod
-    def forward(x, slope):
-        return x * slope
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx, dy):
-        (slope,) = ctx.saved_tensors
-        return _Scale.apply(dy, slope), None
-
-
-def _slope(x: torch.Tensor, positive: float, negative: float, clamp: float | None) -> torch.Tensor:
-    """The derivative of the clamped, scaled piecewise linear activation at x (detached)."""
-    x = x.detach()
-    slope = torch.where(x > 0, positive, negative).to(x.dtype)
-    if clamp is not None:
-        slope = torch.where((x * slope).abs() < clamp, slope, 0.0)
-    return slope
-
-
-def _piecewise_linear(x: torch.Tensor, negative_slope: float, gain: float, clamp: float | None) -> torch.Tensor:
-    """gain * leaky_relu(x), clamped; differentiable twice (and more: the second derivative is zero)."""
-    if negative_slope == 1 and clamp is None:
-        return x * gain if gain != 1 else x
-    if not (x.requires_grad and torch.is_grad_enabled()):
-        x = F.leaky_relu(x, negative_slope) if negative_slope != 1 else x
-        x = x * gain if gain != 1 else x
-        return x.clamp(-clamp, clamp) if clamp is not None else x
-    y = _Scale.apply(x, _slope(x, gain, gain * negative_slope, clamp))
-    if clamp is None:
-        return y
-    bounded = (F.leaky_relu(x.detach(), negative_slope) * gain).clamp(-clamp, clamp)
-    return torch.where(bounded.abs() >= clamp, bounded, y)
 
 
 def bias_act(
@@ -88,6 +47,7 @@ def bias_act(
     alpha: float | None = None,
     gain: float | None = None,
     clamp: float | None = None,
+    inplace: bool = False,
 ) -> torch.Tensor:
     """clamp(gain * act(x + b)).
 
@@ -99,6 +59,7 @@ def bias_act(
         alpha: slope parameter of lrelu; None: its default, 0.2.
         gain: None: the activation's default (sqrt(2) for relu, lrelu and swish, else 1).
         clamp: bound on the magnitude of the result; None: unbounded.
+        inplace: `x` may be overwritten, since nothing else needs its values.
 
     Raises:
         ValueError: unknown activation, bias of another length than the axis, negative clamp.
@@ -118,9 +79,7 @@ def bias_act(
     if b is not None:
         shape = [1] * x.ndim
         shape[dim] = -1
-        x = x + b.to(x.dtype).reshape(shape)
-    if spec.negative_slope is not None:
-        return _piecewise_linear(x, spec.negative_slope(alpha), gain, clamp)
-    x = spec.function(x, alpha)
+        x, inplace = x + b.to(x.dtype).reshape(shape), True
+    x = spec.function(x, alpha, inplace)
     x = x * gain if gain != 1 else x
     return x.clamp(-clamp, clamp) if clamp is not None else x

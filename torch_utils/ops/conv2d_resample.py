@@ -9,12 +9,12 @@ from torch_utils.ops.upfirdn2d import Padding, filter_size, parse_padding, upfir
 
 
 def _conv(
-    x: torch.Tensor, w: torch.Tensor, stride: int = 1, padding: tuple[int, int] = (0, 0), groups: int = 1, flip_weight: bool = True
+    x: torch.Tensor, w: torch.Tensor, stride: int = 1, padding: tuple[int, int] = (0, 0), groups: int = 1, flip_weight: bool = True, bias=None
 ) -> torch.Tensor:
-    """Correlation with `w` ([O, I/groups, kh, kw]), or convolution if not flip_weight."""
+    """Correlation with `w` ([O, I/groups, kh, kw]), or convolution if not flip_weight; plus `bias` [O]."""
     if not flip_weight and (w.shape[2] > 1 or w.shape[3] > 1):
         w = w.flip([2, 3])
-    return F.conv2d(x, w, stride=stride, padding=padding, groups=groups)
+    return F.conv2d(x, w, bias, stride=stride, padding=padding, groups=groups)
 
 
 def _transposed_weight(w: torch.Tensor, groups: int) -> torch.Tensor:
@@ -48,6 +48,7 @@ def conv2d_resample(
     groups: int = 1,
     flip_weight: bool = True,
     flip_filter: bool = False,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Upsamples by `up`, convolves with `w`, downsamples by `down`, with the low-pass filter `f` for both resamplings.
 
@@ -58,6 +59,7 @@ def conv2d_resample(
         padding: with respect to the upsampled image; one number, (x, y) or (x0, x1, y0, y1).
         flip_weight: True is a correlation (as `F.conv2d`), False a convolution.
         flip_filter: True correlates with `f`, False convolves.
+        bias: added to the result, [out_channels]; where the convolution comes last it costs nothing there.
 
     Returns:
         [N, out_channels, (H * up + padding - kh + 1) / down, (likewise)].
@@ -78,18 +80,21 @@ def conv2d_resample(
 
     if pixelwise and down > 1 and up == 1:  # fewer pixels first: a 1x1 convolution commutes with the filter
         x = upfirdn2d(x, f, down=down, padding=(x0, x1, y0, y1), flip_filter=flip_filter)
-        return _conv(x, w, groups=groups)
+        return _conv(x, w, groups=groups, bias=bias)
     if pixelwise and up > 1 and down == 1:  # convolve the fewer pixels, then enlarge
         x = _conv(x, w, groups=groups)
-        return upfirdn2d(x, f, up=up, padding=(x0, x1, y0, y1), gain=up**2, flip_filter=flip_filter)
+        x = upfirdn2d(x, f, up=up, padding=(x0, x1, y0, y1), gain=up**2, flip_filter=flip_filter)
+        return x if bias is None else x + bias[:, None, None]
     if down > 1 and up == 1:
         x = upfirdn2d(x, f, padding=(x0, x1, y0, y1), flip_filter=flip_filter)
-        return _conv(x, w, stride=down, groups=groups, flip_weight=flip_weight)
+        return _conv(x, w, stride=down, groups=groups, flip_weight=flip_weight, bias=bias)
+    if up == 1 and down == 1 and x0 == x1 >= 0 and y0 == y1 >= 0:
+        return _conv(x, w, padding=(y0, x0), groups=groups, flip_weight=flip_weight, bias=bias)
     if up > 1 and not flip_filter:
         x = _upsampling_conv(x, w, f, up, (x0, x1, y0, y1), groups, flip_weight)
-        return upfirdn2d(x, f, down=down) if down > 1 else x
-    if up == 1 and down == 1 and x0 == x1 >= 0 and y0 == y1 >= 0:
-        return _conv(x, w, padding=(y0, x0), groups=groups, flip_weight=flip_weight)
-    x = upfirdn2d(x, f if up > 1 else None, up=up, padding=(x0, x1, y0, y1), gain=up**2, flip_filter=flip_filter)
-    x = _conv(x, w, groups=groups, flip_weight=flip_weight)
-    return upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x
+    else:
+        x = upfirdn2d(x, f if up > 1 else None, up=up, padding=(x0, x1, y0, y1), gain=up**2, flip_filter=flip_filter)
+        x = _conv(x, w, groups=groups, flip_weight=flip_weight)
+    if down > 1:
+        x = upfirdn2d(x, f, down=down, flip_filter=flip_filter)
+    return x if bias is None else x + bias[:, None, None]

@@ -17,8 +17,10 @@ def modulated_conv2d(
     resample_filter: torch.Tensor | None = None,
     demodulate: bool = True,
     flip_weight: bool = True,
+    bias: torch.Tensor | None = None,
+    gain: float = 1,
 ) -> torch.Tensor:
-    """Convolves sample n with weight[o, i] * styles[n, i], normalised over (i, kh, kw) if `demodulate`, and adds noise.
+    """gain * (convolution of sample n with weight[o, i] * styles[n, i], normalised over (i, kh, kw) if `demodulate`, + noise + bias).
 
     Computed as one dense convolution between two scalings of the activations. That equals modulating the weights, since the
     style is constant over the image, and avoids a weight tensor and a convolution group per sample.
@@ -32,6 +34,8 @@ def modulated_conv2d(
         padding: with respect to the upsampled image.
         resample_filter: low-pass filter for the upsampling.
         flip_weight: as in `conv2d_resample`.
+        bias: [O]; None: none.
+        gain: factor on all of it.
 
     Returns:
         [N, O, H * up, W * up] in the dtype of x.
@@ -42,10 +46,15 @@ def modulated_conv2d(
         weight = weight * (fan_in**-0.5 / weight.abs().amax(dim=[1, 2, 3], keepdim=True))
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
     x = x * styles.to(x.dtype)[:, :, None, None]
-    x = conv2d_resample(x, weight.to(x.dtype), f=resample_filter, up=up, padding=padding, flip_weight=flip_weight)
+    bias = None if bias is None else (bias * gain).to(x.dtype)
+    noise = None if noise is None else (noise * gain).to(x.dtype)
     if not demodulate:
-        return x if noise is None else x + noise.to(x.dtype)
+        weight = (weight * gain).to(x.dtype)
+        x = conv2d_resample(x, weight, f=resample_filter, up=up, padding=padding, flip_weight=flip_weight, bias=bias)
+        return x if noise is None else x + noise
+    x = conv2d_resample(x, weight.to(x.dtype), f=resample_filter, up=up, padding=padding, flip_weight=flip_weight)
     # sum over (i, kh, kw) of (weight * style)^2, without forming the per-sample weights
     energy = styles.square() @ weight.square().sum(dim=[2, 3]).t()
-    scale = (energy + 1e-8).rsqrt().to(x.dtype)[:, :, None, None]
-    return x * scale if noise is None else torch.addcmul(noise.to(x.dtype), x, scale)
+    scale = ((energy + 1e-8).rsqrt() * gain).to(x.dtype)[:, :, None, None]
+    x = x * scale if bias is None else torch.addcmul(bias[:, None, None], x, scale)
+    return x if noise is None else x.add_(noise)

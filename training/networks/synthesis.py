@@ -72,11 +72,22 @@ class SynthesisLayer(nn.Module):
             noise = torch.randn([x.shape[0], 1, self.resolution, self.resolution], device=x.device) * self.noise_strength
         if self.use_noise and noise_mode == "const":
             noise = (self.noise_const * self.noise_strength)[None, None]
+        act_gain = self.act_gain * gain
+        fold = act_gain if ACTIVATIONS[self.activation].homogeneous else 1.0
         x = modulated_conv2d(
-            x, self.weight, styles, noise, up=self.up, padding=self.padding, resample_filter=self.resample_filter, flip_weight=self.up == 1
+            x,
+            self.weight,
+            styles,
+            noise,
+            up=self.up,
+            padding=self.padding,
+            resample_filter=self.resample_filter,
+            flip_weight=self.up == 1,
+            bias=self.bias,
+            gain=fold,
         )
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, self.bias.to(x.dtype), act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+        return bias_act(x, act=self.activation, gain=act_gain / fold, clamp=clamp, inplace=True)
 
 
 class ToRGBLayer(nn.Module):
@@ -93,8 +104,8 @@ class ToRGBLayer(nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """[N, in, H, W] and w [N, w_dim] -> [N, out, H, W]."""
         styles = self.affine(w) * self.weight_gain
-        x = modulated_conv2d(x, self.weight, styles, padding=self.weight.shape[-1] // 2, demodulate=False)
-        return bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
+        x = modulated_conv2d(x, self.weight, styles, padding=self.weight.shape[-1] // 2, demodulate=False, bias=self.bias)
+        return bias_act(x, clamp=self.conv_clamp)
 
 
 class SynthesisBlock(nn.Module):
