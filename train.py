@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import sys
 
 import click
@@ -39,18 +40,37 @@ def inspect_data(options: Options) -> config.DataInfo:
     return info
 
 
-def check_before_start(args: EasyDict) -> None:
-    """What would otherwise fail after hours: unknown metrics, detectors that cannot be had, a missing network to start from."""
-    check_detectors(parse_metrics(args.metrics, args.detector))
-    source = args.get("resume_pkl")
+def check_outdir(outdir: str) -> None:
+    """Raises UserError if no folder can be made at `outdir`; makes none itself."""
+    place = pathlib.Path(os.path.abspath(outdir))
+    while not place.exists():
+        place = place.parent
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise UserError(f"--outdir={outdir}: {place} is {'not writable' if place.is_dir() else 'no folder'}; give a place that can be written to")
+
+
+def check_resume(source: str | None) -> None:
+    """Raises UserError if the network to start from is a file that does not exist."""
     if source is not None and not is_url(source) and not os.path.isfile(source):
         raise UserError(f"--resume={source}: no such file; give a snapshot, a URL or a named source")
+
+
+def check_processes(num_gpus: int, device: torch.device) -> None:
+    """Raises UserError if this machine cannot run so many ranks on devices of this kind, or torchrun started another number."""
+    if distributed.launched():
+        if distributed.announced_world_size() != num_gpus:
+            raise UserError(f"--gpus={num_gpus}, but torchrun started {distributed.announced_world_size()} processes")
+        return
+    here = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, num_gpus)
+    if num_gpus > here:
+        raise UserError(f"--gpus={num_gpus}: this machine has {here} device(s) of kind {device.type}; lower --gpus, or use --device=cpu")
 
 
 def configure(options: Options, typed: set[str], device: torch.device) -> EasyDict:
     """The whole configuration of a new run."""
     if options.outdir is None:
         raise UserError("--outdir is missing: give the folder for the run folders")
+    check_outdir(options.outdir)
     data = inspect_data(options)
     args = config.resolve(options, typed, data, device)
     args.run_dir = config.next_run_dir(options.outdir, config.run_description(options, typed, data))
@@ -62,9 +82,6 @@ def run_rank(args: EasyDict, device: torch.device, continued: bool) -> None:
     device = distributed.join(device)
     try:
         args.run_dir = distributed.broadcast_object(args.run_dir)
-        if distributed.rank() == 0 and not continued:
-            RunDir.create(args)
-        distributed.broadcast_object(None)  # the folder is there before anyone looks into it
         training_loop(args, device, distributed.world_size(), continued)
     finally:
         distributed.leave()
@@ -89,22 +106,26 @@ def main(**given) -> None:
     options = Options(**{name: given[name] for name in typed})
     if distributed.launched() and "gpus" not in typed:
         options.gpus = distributed.announced_world_size()
-    if options.continue_run is not None:
+    continued = options.continue_run is not None
+    if continued:
         args, device = open_run(options, typed)
     else:
         device = config.choose_device(options.device)
         args = configure(options, typed, device)
-    check_before_start(args)
+        check_resume(args.get("resume_pkl"))
+    metrics = parse_metrics(args.metrics, args.detector)
     if options.dry_run:
         print(json.dumps(args, indent=2))
         return
-    if distributed.launched():
-        if distributed.announced_world_size() != args.num_gpus:
-            raise UserError(f"--gpus={args.num_gpus}, but torchrun started {distributed.announced_world_size()} processes")
-    elif args.num_gpus > 1:
+    if continued and RunDir(args.run_dir).is_finished(args.total_kimg):
+        print(f"{args.run_dir} is finished: {args.total_kimg} kimg.")
+        return
+    check_processes(args.num_gpus, device)
+    check_detectors(metrics)  # a detector that cannot be had would be noticed after the first snapshot only
+    if args.num_gpus > 1 and not distributed.launched():
         distributed.launch_local(os.path.abspath(__file__), sys.argv[1:], args.num_gpus)
         return
-    run_rank(args, device, continued=options.continue_run is not None)
+    run_rank(args, device, continued)
 
 
 add_options(main)

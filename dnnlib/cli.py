@@ -56,7 +56,7 @@ def run_command(command: click.Command, args: Sequence[str] | None = None) -> No
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        print(f"Error: {error.format_message()}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Passes over data and generator: images in order through detectors, their features into statistics or rows.
 
-One pass serves any number of detectors and collectors, each of which takes as many of the first images as it needs. Under torch.distributed
+One pass serves any number of detectors and collectors, each of which takes the images that its metric asks for. Under torch.distributed
 the batches are dealt to the ranks in turn and gathered in order, so every rank count sees the same batches and gives the same figures; rank 0
 collects. What a pass draws comes from its own seed, and the training generators are left alone.
 
@@ -27,7 +27,7 @@ WORKERS_FROM = 4096  # Fewer images than this are read in the process itself: st
 
 
 class Collector(Protocol):
-    """Takes the first `limit` feature rows of a pass."""
+    """Takes `limit` feature rows of a pass."""
 
     limit: int
 
@@ -36,6 +36,26 @@ class Collector(Protocol):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What was collected, on the CPU."""
+
+
+class Taker:
+    """Hands a collector its own rows of a pass.
+
+    Args:
+        collector: receives the rows in order.
+        positions: rising numbers of its images in the pass, int64 [collector.limit]; None: the first ones.
+    """
+
+    def __init__(self, collector: Collector, positions: np.ndarray | None = None):
+        self.collector = collector
+        self.positions = np.arange(collector.limit) if positions is None else positions
+        self.stop = int(self.positions[-1]) + 1
+
+    def take(self, features: torch.Tensor, first: int) -> None:
+        """Offers the features [n, D] of images first .. first + n - 1."""
+        low, high = np.searchsorted(self.positions, [first, first + len(features)])
+        if high > low:
+            self.collector.add(features[torch.from_numpy(self.positions[low:high] - first).to(features.device)])
 
 
 class Moments:
@@ -91,17 +111,19 @@ class DataSource:
         dataset: len() and item i -> (uint8 [C, H, W], label).
         device: where the images go.
         workers: reader processes; used for large passes only.
+        indices: the images of the pass; None: all.
     """
 
-    def __init__(self, dataset: Any, device: torch.device, workers: int = 0):
+    def __init__(self, dataset: Any, device: torch.device, workers: int = 0, indices: np.ndarray | None = None):
         self.dataset = dataset
+        self.indices = np.arange(len(dataset)) if indices is None else indices
         self.device = device
         self.workers = workers
         self.bad_images = 0  # Bytes are always finite.
 
     def batches(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
         """Yields the images [n, C, H, W] of each span (first, last + 1)."""
-        indices = [list(range(first, last)) for first, last in spans]
+        indices = [self.indices[first:last].tolist() for first, last in spans]
         workers = self.workers if sum(map(len, indices)) >= WORKERS_FROM else 0
         loader = torch.utils.data.DataLoader(
             _ImagesOnly(self.dataset),
@@ -181,7 +203,7 @@ class GeneratorSource:
 
 def run_pass(
     source: Any,
-    detectors: Sequence[tuple[Detector, Sequence[Collector]]],
+    detectors: Sequence[tuple[Detector, Sequence[Taker]]],
     *,
     batch: int,
     device: torch.device,
@@ -191,7 +213,7 @@ def run_pass(
 
     Args:
         source: batches(spans) yields uint8 images on `device`; bad_images counts those that were not finite before.
-        detectors: (detector, its collectors); the detector stops where its largest collector does.
+        detectors: (detector, takers of its features); the detector stops where its last taker does.
         batch: images per detector call.
         device: of images and detectors.
         progress: name of a progress bar on stderr; None shows none.
@@ -199,7 +221,7 @@ def run_pass(
     Raises:
         UserError: features or images that are not finite; on every rank alike.
     """
-    total = max(collector.limit for _, collectors in detectors for collector in collectors)
+    total = max(taker.stop for _, takers in detectors for taker in takers)
     rank, ranks = rank_and_count()
     spans = [(first, min(first + batch, total)) for first in range(0, total, batch)]
     rounds = [spans[first : first + ranks] for first in range(0, len(spans), ranks)]
@@ -207,15 +229,15 @@ def run_pass(
     own = [spans_of_round[rank] if rank < len(spans_of_round) else (0, 1) for spans_of_round in rounds]
     with torch.no_grad(), full_precision(), _progress_bar(progress if rank == 0 else None, total) as bar:
         for spans_of_round, images in zip(rounds, source.batches(own)):
-            for detector, collectors in detectors:
-                limit = max(collector.limit for collector in collectors)
-                if spans_of_round[0][0] >= limit:
+            for detector, takers in detectors:
+                if spans_of_round[0][0] >= max(taker.stop for taker in takers):
                     continue
                 features = _gather(detector(images), [last - first for first, last in spans_of_round], batch)
                 if not torch.isfinite(features).all():
                     raise UserError(f"detector {detector.name} returns features with NaN or infinity; use another file or another --detector")
                 if rank == 0:
-                    _deal(features, spans_of_round[0][0], collectors)
+                    for taker in takers:
+                        taker.take(features, spans_of_round[0][0])
             bar.update(spans_of_round[-1][1] - spans_of_round[0][0])
     bad_images = _sum_over_ranks(source.bad_images, device)
     if bad_images:
@@ -225,14 +247,6 @@ def run_pass(
 def _progress_bar(name: str | None, total: int) -> tqdm:
     """A bar on stderr, silent without a name; in a log file it writes a line now and then only."""
     return tqdm(total=total, desc=name, unit="img", disable=name is None, mininterval=0.5 if sys.stderr.isatty() else 20)
-
-
-def _deal(features: torch.Tensor, first: int, collectors: Sequence[Collector]) -> None:
-    """Gives each collector the rows that it still takes; row 0 is image number `first`."""
-    for collector in collectors:
-        rows = features[: max(collector.limit - first, 0)]
-        if len(rows):
-            collector.add(rows)
 
 
 def _gather(features: torch.Tensor, sizes: list[int], batch: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from metrics.features import Collector, Moments, Rows
@@ -16,6 +17,8 @@ from metrics.frechet_inception_distance import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.kernel_inception_distance import kernel_distance
 from metrics.prdc import compute_prdc
+
+SELECTION_SEED = 0  # of sampled real images; part of the protocol, so not the metric seed
 
 
 @dataclasses.dataclass
@@ -46,7 +49,9 @@ class Protocol:
         detector: the protocol's own detector.
         collect: Moments or Rows, gathered from both sides.
         figures: computes {suffix of the result key: value}.
-        max_real: real images at most, the first in order; None takes all, 0 none.
+        max_real: real images at most; None takes all, 0 none.
+        sampled: of a larger data set take a random `max_real` images, the same ones always; else the first in order, as StyleGAN2-ADA, which on
+            a data set sorted by class are images of a few classes only.
         num_fake: generated images.
         matched: generate as many images as there are real ones, both at most `num_fake`.
         keep_flips: mirrored copies of the data set count as real images, where the data set has them.
@@ -62,6 +67,7 @@ class Protocol:
     figures: Callable[[Inputs, Protocol], dict[str, float]]
     max_real: int | None = None
     num_fake: int = 50_000
+    sampled: bool = False
     matched: bool = False
     keep_flips: bool = False
     output: str = "features"
@@ -73,6 +79,13 @@ class Protocol:
         """(real, generated) images of this protocol for a data set of `available` images."""
         num_real = available if self.max_real is None else min(self.max_real, available)
         return num_real, num_real if self.matched else self.num_fake
+
+
+def selection(count: int, population: int | None) -> np.ndarray:
+    """Which images of a data set stand for it: rising indices, int64 [count]; the first, or a random choice among `population`."""
+    if population is None:
+        return np.arange(count)
+    return np.sort(np.random.RandomState(SELECTION_SEED).permutation(population)[:count])
 
 
 def _fid(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
@@ -110,17 +123,17 @@ _DENSITY = _neighbours("density", suffixes=False)
 _ENTRIES = (
     Protocol("fid50k_full", "inception", Moments, _fid),
     Protocol("fid50k", "inception", Moments, _fid, max_real=50_000, keep_flips=True),
-    Protocol("fid10k", "inception", Moments, _fid, max_real=10_000, num_fake=10_000),
+    Protocol("fid10k", "inception", Moments, _fid, max_real=10_000, sampled=True, num_fake=10_000),
     Protocol("kid50k_full", "inception", Rows, _kid, max_real=1_000_000),
     Protocol("kid50k", "inception", Rows, _kid, max_real=50_000, keep_flips=True),
-    Protocol("kid10k", "inception", Rows, _kid, max_real=10_000, num_fake=10_000),
+    Protocol("kid10k", "inception", Rows, _kid, max_real=10_000, sampled=True, num_fake=10_000),
     Protocol("is50k", "inception", Rows, _is, max_real=0, output="probabilities"),
     Protocol("pr50k3_full", "vgg16", Rows, _PR, max_real=200_000, k=3, closed=True),
     Protocol("pr50k3", "vgg16", Rows, _PR, max_real=50_000, keep_flips=True, k=3, closed=True),
-    Protocol("coverage", "vgg16", Rows, _COVERAGE, max_real=50_000, matched=True, k=3, has_coverage=True),
-    Protocol("density50k3", "vgg16", Rows, _DENSITY, max_real=50_000, matched=True, k=3),
-    Protocol("prdc50k3", "vgg16", Rows, _PRDC, max_real=50_000, matched=True, k=3, has_coverage=True),
-    Protocol("prdc10k5", "vgg16", Rows, _PRDC, max_real=10_000, matched=True, k=5, has_coverage=True),
+    Protocol("coverage", "vgg16", Rows, _COVERAGE, max_real=50_000, sampled=True, matched=True, k=3, has_coverage=True),
+    Protocol("density50k3", "vgg16", Rows, _DENSITY, max_real=50_000, sampled=True, matched=True, k=3),
+    Protocol("prdc50k3", "vgg16", Rows, _PRDC, max_real=50_000, sampled=True, matched=True, k=3, has_coverage=True),
+    Protocol("prdc10k5", "vgg16", Rows, _PRDC, max_real=10_000, sampled=True, matched=True, k=5, has_coverage=True),
 )
 
 METRICS: dict[str, Protocol] = {entry.name: entry for entry in _ENTRIES}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -17,9 +18,9 @@ from dnnlib import UserError
 from metrics import report
 from metrics.detectors import Detector, check_detector, detector_name, get_detector
 from metrics.feature_cache import FeatureCache
-from metrics.features import DataSource, GeneratorSource, evaluating, rank_and_count, run_pass
+from metrics.features import DataSource, GeneratorSource, Taker, evaluating, rank_and_count, run_pass
 from metrics.prdc import coverage_ceiling
-from metrics.protocols import ALIASES, METRICS, Inputs, Protocol
+from metrics.protocols import ALIASES, METRICS, Inputs, Protocol, selection
 
 # Pixels of generated images in flight; StyleGAN2-ADA's batch of 4 at 1024x1024, more at smaller sizes.
 GENERATED_PIXELS = 4 * 1024 * 1024
@@ -79,6 +80,7 @@ class _Want:
     output: str
     collect: Callable
     count: int
+    population: int | None = None  # images to choose `count` from at random; None: the first ones
 
 
 @dataclasses.dataclass
@@ -170,7 +172,8 @@ def _plan(specs: list[MetricSpec], make_dataset: Callable[..., Any], device: tor
         network = get_detector(spec.detector, device, protocol.output)
         num_real, num_fake = protocol.counts(len(variant))
         kind = (network.digest, protocol.output, protocol.collect)
-        jobs.append(_Job(spec, network, variant, _Want(fingerprint, *kind, num_real), _Want("generator", *kind, num_fake)))
+        population = len(variant) if protocol.sampled and num_real < len(variant) else None
+        jobs.append(_Job(spec, network, variant, _Want(fingerprint, *kind, num_real, population), _Want("generator", *kind, num_fake)))
     return jobs
 
 
@@ -183,8 +186,12 @@ def _real_features(jobs: list[_Job], store: FeatureCache, workers: int, options:
     missing = [want for want, absent in zip(wanted, _broadcast([want not in found for want in wanted])) if absent]
     for side in dict.fromkeys(want.side for want in missing):
         wants = [want for want in missing if want.side == side]
-        source = DataSource(wanted[wants[0]].dataset, options["device"], workers)
-        tensors = _collect(source, [(want, wanted[want].detector) for want in wants], options, "real images" if progress else None)
+        chosen = {want: selection(want.count, want.population) for want in wants}
+        union = np.unique(np.concatenate(list(chosen.values())))
+        positions = {want: np.searchsorted(union, indices) for want, indices in chosen.items()}
+        source = DataSource(wanted[wants[0]].dataset, options["device"], workers, union)
+        pairs = [(want, wanted[want].detector) for want in wants]
+        tensors = _collect(source, pairs, options, "real images" if progress else None, positions)
         for want in tensors:
             store.save(_cache_key(want, wanted[want]), tensors[want])
         found |= tensors
@@ -199,17 +206,21 @@ def _cache_key(want: _Want, job: _Job) -> dict:
         "output": want.output,
         "collect": want.collect.__name__,
         "count": want.count,
+        "population": want.population,
         "xflip": _has_flips(job.dataset),
     }
 
 
-def _collect(source: Any, wants: list[tuple[_Want, Detector]], options: dict, progress: str | None) -> dict[_Want, dict]:
-    """One pass that fills every want; the tensors are there on rank 0 only."""
+def _collect(
+    source: Any, wants: list[tuple[_Want, Detector]], options: dict, progress: str | None, positions: dict[_Want, np.ndarray] | None = None
+) -> dict[_Want, dict]:
+    """One pass that fills every want, each from its `positions` in the pass or from the first images; the tensors are there on rank 0 only."""
     detectors: dict[tuple, tuple[Detector, list]] = {}
     collectors = {}
     for want, network in dict(wants).items():
         collectors[want] = want.collect(want.count)
-        detectors.setdefault((want.detector, want.output), (network, []))[1].append(collectors[want])
+        taker = Taker(collectors[want], None if positions is None else positions[want])
+        detectors.setdefault((want.detector, want.output), (network, []))[1].append(taker)
     if collectors:
         run_pass(source, list(detectors.values()), progress=progress, **options)
     if rank_and_count()[0] != 0:
@@ -243,6 +254,7 @@ def _record(job: _Job, seed: int, truncation_psi: float) -> dict:
         "detector": job.detector.name,
         "detector_digest": job.detector.digest,
         "n_real": job.real.count,
+        "real_choice": "random" if job.real.population else "first",
         "n_fake": job.fake.count,
         "k": protocol.k,
         "seed": seed,

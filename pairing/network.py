@@ -11,6 +11,7 @@ from torch import nn
 from torch_utils.layers import Conv2dLayer, FullyConnectedLayer, block_memory_format, normalize_2nd_moment
 
 MIN_CHANNELS = 16
+MIN_RESOLUTION = 8
 
 
 class PairingBlock(nn.Module):
@@ -56,8 +57,8 @@ class PairingNetwork(nn.Module):
         latent_layers: int = 3,
     ):
         super().__init__()
-        if img_resolution < 8 or img_resolution & (img_resolution - 1):
-            raise ValueError(f"img_resolution is a power of two of at least 8, found {img_resolution}")
+        if img_resolution < MIN_RESOLUTION or img_resolution & (img_resolution - 1):
+            raise ValueError(f"img_resolution is a power of two of at least {MIN_RESOLUTION}, found {img_resolution}")
         self.init_kwargs = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.z_dim, self.img_resolution, self.img_channels, self.embed_dim = z_dim, img_resolution, img_channels, embed_dim
 

@@ -175,14 +175,29 @@ def test_figures_equal_those_of_the_pure_functions(measure, scripts):
     assert found["fid10k_detector"] == pytest.approx(frechet_distance(*moments[0], *moments[1]), rel=1e-9)
 
 
-def test_a_cap_takes_the_first_real_images(measure, monkeypatch):
-    monkeypatch.setitem(protocols.METRICS, "fid10k", dataclasses.replace(protocols.METRICS["fid10k"], max_real=30))
+@pytest.mark.parametrize("name", ["fid50k", "fid10k"])
+def test_a_cap_takes_the_first_real_images_or_a_fixed_random_choice(measure, monkeypatch, name):
+    """StyleGAN2-ADA's own metrics take the first; the others must not, since a data set may be sorted by class."""
+    monkeypatch.setitem(protocols.METRICS, name, dataclasses.replace(protocols.METRICS[name], max_real=30))
     data, part = Data(), Data()
-    part.images = part.images[:30]
-    whole = measure("fid10k", dataset=data, G=TinyGenerator(c_dim=0))[0]
-    assert whole["results"] == measure("fid10k", dataset=part, G=TinyGenerator(c_dim=0))[0]["results"]
+    chosen = protocols.selection(30, len(data) if name == "fid10k" else None)
+    assert len(set(chosen.tolist())) == 30 and (chosen.max() == 29) == (name == "fid50k")
+    part.images = part.images[chosen]
+    whole = measure(name, dataset=data, G=TinyGenerator(c_dim=0))[0]
+    assert whole["results"] == measure(name, dataset=part, G=TinyGenerator(c_dim=0))[0]["results"]
     assert whole["protocol"]["n_real"] == 30
+    assert whole["protocol"]["real_choice"] == ("random" if name == "fid10k" else "first")
     assert data.read == 30
+
+
+def test_capped_and_whole_metrics_share_one_pass(measure, monkeypatch):
+    for name in ("fid10k", "prdc10k5"):
+        monkeypatch.setitem(protocols.METRICS, name, dataclasses.replace(protocols.METRICS[name], max_real=30))
+    data = Data()
+    names = ["fid50k_full", "fid10k", "prdc10k5"]
+    together = results(measure(*names, dataset=data, cache=False))
+    assert data.read == len(data)
+    assert together == {key: value for name in names for key, value in results(measure(name, cache=False)).items()}
 
 
 def test_together_as_alone(measure):
@@ -282,6 +297,7 @@ def test_every_line_tells_its_protocol(measure, scripts):
         "detector": "detector",
         "detector_digest": download.file_digest(scripts / "detector.pt"),
         "n_real": 150,
+        "real_choice": "first",
         "n_fake": 150,
         "k": 3,
         "seed": 5,

@@ -38,7 +38,7 @@ def launch_local(script: str, arguments: Sequence[str], num_ranks: int) -> None:
     """Starts `script` with `arguments` in `num_ranks` processes on this machine through torch's own launcher, and waits.
 
     Raises:
-        SystemExit: with code 1 if a rank fails (each prints its own reason).
+        SystemExit: with the code of the first rank that failed (each prints its own reason).
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
@@ -47,8 +47,9 @@ def launch_local(script: str, arguments: Sequence[str], num_ranks: int) -> None:
     try:
         torchrun(["--standalone", f"--nproc-per-node={num_ranks}", script, *arguments])
     except ChildFailedError as error:
-        print(f"Error: a rank failed: {next(iter(error.failures.values())).exitcode=}", file=sys.stderr)
-        raise SystemExit(1) from error
+        number, failure = error.get_first_failure()
+        print(f"Error: rank {number} ended with exit code {failure.exitcode}; its own message is above", file=sys.stderr)
+        raise SystemExit(max(failure.exitcode, 1)) from error
 
 
 def join(device: torch.device) -> torch.device:

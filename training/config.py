@@ -12,6 +12,7 @@ import re
 import torch
 
 from dnnlib import EasyDict, UserError
+from pairing.network import MIN_RESOLUTION
 from torch_utils.ops import backend
 from training.augment import AUGPIPE_PRESETS
 from training.options import RESUME_SOURCES, Options
@@ -63,6 +64,9 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
         raise UserError("--graphs=on: this version captures no CUDA graphs, use --graphs=auto or --graphs=off")
     if o.subset is not None and o.subset > data.length:
         raise UserError(f"--subset={o.subset}: the data set has {data.length} images")
+    if o.pairing_weight > 0 and data.resolution < MIN_RESOLUTION:
+        found = f"{data.resolution}x{data.resolution}"
+        raise UserError(f"--pairing-weight needs images of at least {MIN_RESOLUTION}x{MIN_RESOLUTION} pixels, the data set has {found}")
     pairing_only = {"pairing_tau", "pairing_mode", "pairing_space", "pairing_dim", "pairing_lr", "pairing_gather", "pairing_target"}
     if o.pairing_weight == 0 and typed & pairing_only:
         given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & pairing_only))
@@ -219,7 +223,7 @@ def run_description(options: Options, typed: set[str], data: DataInfo) -> str:
     o = options
     parts = [data.name]
     parts += ["cond"] if o.cond else []
-    parts += [f"subset{o.subset}"] if o.subset is not None and o.subset < data.length else []
+    parts += [f"subset{o.subset}"] if o.subset is not None else []
     parts += ["mirror"] if o.mirror else []
     parts += [f"{o.cfg}{o.gpus}" if o.cfg == "auto" else o.cfg]
     parts += [f"gamma{o.gamma:g}"] if "gamma" in typed else []
@@ -235,7 +239,7 @@ def run_description(options: Options, typed: set[str], data: DataInfo) -> str:
     parts += [f"r2gamma{o.r2_gamma:g}"] if o.r2_gamma > 0 else []
     if "resume" in typed:
         parts += [o.resume] if o.resume == "noresume" else [f"resume{o.resume if o.resume in RESUME_SOURCES else 'custom'}"]
-    parts += [f"freezed{o.freezed}"] if o.freezed else []
+    parts += [f"freezed{o.freezed}"] if "freezed" in typed else []
     return "-".join(parts)
 
 

@@ -61,6 +61,7 @@ def _speed(*args, **kwargs):
 
 
 COUNT, WEIGHT, SHARE = click.IntRange(min=1), click.FloatRange(min=0), click.FloatRange(min=0, max=1)
+MAX_SEED = 2**32 - 1  # what numpy takes
 
 
 @dataclasses.dataclass
@@ -71,12 +72,12 @@ class Options:
     gpus: int = _general(1, COUNT, "processes on this machine, one GPU each")
     snap: int = _general(50, COUNT, "ticks between snapshots (networks, state, images, metrics)")
     metrics: list = _general(("fid50k_full",), CommaList(), "metrics at each snapshot, comma list or none")
-    seed: int = _general(0, click.IntRange(min=0), "random seed")
+    seed: int = _general(0, click.IntRange(min=0, max=MAX_SEED), "random seed")
     dry_run: bool = _general(False, None, "print the whole configuration and exit", flag=True, short="-n")
     tick: int = _general(4, COUNT, "kimg per tick")
     keep: int = _general(0, click.IntRange(min=0), "snapshots to keep besides the best by metric; 0: all")
     detector: str | None = _general(None, str, "detector of all metrics: inception, vgg16, embedded or a TorchScript file", shown="each metric's own")
-    metric_seed: int = _general(0, click.IntRange(min=0), "random seed of the metrics")
+    metric_seed: int = _general(0, click.IntRange(min=0, max=MAX_SEED), "random seed of the metrics")
 
     data: str | None = _data(None, str, "training images: folder or zip made by dataset_tool.py", shown="required")
     cond: bool = _data(False, bool, "train on the labels of the data set")

@@ -40,8 +40,8 @@ class Progress:
         self._started_at_nimg: int | None = None
         self._board = None
 
-    def open_board(self) -> None:
-        """Starts the TensorBoard file, where the package is installed."""
+    def open_board(self, state: TrainingState) -> None:
+        """Starts the TensorBoard file, where the package is installed. It takes back what an interrupted part wrote beyond `state`."""
         if not self.is_speaker:
             return
         try:
@@ -49,7 +49,7 @@ class Progress:
         except ImportError as error:
             print(f"Skipping TensorBoard: {error}")
             return
-        self._board = SummaryWriter(str(self.run.path))
+        self._board = SummaryWriter(str(self.run.path), purge_step=state.cur_nimg // 1000 + (state.cur_nimg > 0))
 
     def seconds(self) -> float:
         """Running time of the whole run so far."""

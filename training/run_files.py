@@ -98,15 +98,32 @@ class RunDir:
             if path.stat().st_size > size:
                 os.truncate(path, size)
 
+    def sweep(self) -> None:
+        """Deletes what a killed process was writing when it ended."""
+        for path in self.path.glob(".*.tmp*"):
+            path.unlink()
+
+    def is_finished(self, total_kimg: int) -> bool:
+        """Whether the networks and the state of the end are there."""
+        return any(kimg >= total_kimg and self.snapshot(kimg).is_file() for kimg in self.states())
+
     def last_state(self) -> dict | None:
-        """The newest state that can be read and whose snapshot is there, or None. Damaged ones are named and passed over."""
-        for kimg in reversed(self.states()):
-            if not self.snapshot(kimg).is_file():
-                continue
+        """The newest state that can be read and whose snapshot is there; None where there is no state. Damaged ones are named and passed over.
+
+        Raises:
+            UserError: there are states, but none that can be used: starting afresh would throw the run away.
+        """
+        states = self.states()
+        for kimg in reversed(states):
             try:
-                return checkpoint.load_state(self.state(kimg))
+                if self.snapshot(kimg).is_file():
+                    return checkpoint.load_state(self.state(kimg))
+                reason = f"{self.state(kimg)} has no {self.snapshot(kimg).name} beside it"
             except UserError as error:
-                print(f"Warning: {error}; trying the state before it.")
+                reason = str(error)
+            print(f"Warning: {reason}; trying the state before it.")
+        if states:
+            raise UserError(f"--continue-run={self.path}: none of its {len(states)} training states can be used; start a new run")
         return None
 
     def best(self, metric: str | None) -> int | None:

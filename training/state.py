@@ -24,6 +24,7 @@ from training.phases import Phase, build_phases, report_times, run_phase, timed
 
 CONTROL_INTERVAL = 4  # batches between two steps of the controllers
 ADA_KIMG = 500
+COUNTERS = ("cur_nimg", "batch_idx", "cur_tick", "nonfinite", "bad_streak")
 
 
 def without_class(kwargs: dict) -> dict:
@@ -76,7 +77,9 @@ class TrainingState:
         )
         self.labels = torch.from_numpy(dataset.get_labels(np.arange(len(dataset)))).to(device)
         self.cur_nimg = self.batch_idx = self.cur_tick = 0
+        # Gradient values that were not finite so far, and on how many steps up to the last one there were some.
         self.nonfinite = torch.zeros([], dtype=torch.int64, device=device)
+        self.bad_streak = torch.zeros([], dtype=torch.int64, device=device)
         self._pending_times: list = []
         # From here on every rank draws its own latents, noise and augmentations.
         torch.manual_seed(args.random_seed * world_size() + rank())
@@ -111,11 +114,13 @@ class TrainingState:
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """One training step on a batch of this rank: uint8 images [N, C, H, W] and labels [N, c_dim]."""
         real = images.to(torch.float32) / 127.5 - 1
+        nonfinite_before = self.nonfinite.clone()
         for phase in self.phases:
             if self.batch_idx % phase.interval == 0:
                 z, c = self.draw(len(real))
                 with timed(phase.name, self.device, self._pending_times):
                     self.nonfinite += run_phase(phase, self.loss, (real, labels, z, c), self.args.batch_gpu)
+        self.bad_streak = torch.where(self.nonfinite > nonfinite_before, self.bad_streak + 1, 0)
         batch_size = self.args.batch_size
         update_ema(self.G_ema, self.G, ema_beta(batch_size, self.cur_nimg, self.args.ema_kimg, self.args.ema_rampup))
         self.cur_nimg += batch_size
@@ -154,7 +159,7 @@ class TrainingState:
         return {
             "networks": {name: module.state_dict() for name, module in self._networks().items()},
             "optimizers": optimizers,
-            "counters": {"cur_nimg": self.cur_nimg, "batch_idx": self.batch_idx, "cur_tick": self.cur_tick},
+            "counters": {name: getattr(self, name) for name in COUNTERS},
             "ranks": gather_objects(per_rank),
         }
 
@@ -179,7 +184,7 @@ class TrainingState:
         for name, controller in self._controllers().items():
             controller.load_state_dict(own["controllers"][name])
         for name, value in state["counters"].items():
-            setattr(self, name, value)
+            setattr(self, name, value.to(self.device) if isinstance(value, torch.Tensor) else value)
         torch.set_rng_state(own["torch_rng"].cpu())
         if own["cuda_rng"] is not None:
             torch.cuda.set_rng_state(own["cuda_rng"].cpu(), self.device)

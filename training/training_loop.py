@@ -13,10 +13,10 @@ import torch
 from dnnlib import EasyDict, UserError
 from dnnlib.download import fetch
 from dnnlib.log import Logger
-from metrics.registry import compute_metrics
+from metrics.registry import compute_metrics, parse_metrics
 from metrics.report import stamp_line, write_line
 from torch_utils import checkpoint
-from torch_utils.distributed import rank
+from torch_utils.distributed import broadcast_object, gather_objects, rank
 from torch_utils.ops import backend
 from training.data_loader import open_loader
 from training.dataset import ImageFolderDataset
@@ -26,6 +26,8 @@ from training.progress import Progress
 from training.run_files import RunDir
 from training.state import TrainingState, copy_matching, without_class
 
+MAX_BAD_STEPS = 50  # steps on end with gradients that are not finite, after which a run is given up
+
 
 def _set_backends(args: EasyDict) -> None:
     backend.set_policy(args.get("ops", "auto"))
@@ -34,8 +36,8 @@ def _set_backends(args: EasyDict) -> None:
     torch.backends.cudnn.allow_tf32 = args.get("allow_tf32", False)
 
 
-def transfer(state: TrainingState, source: str) -> None:
-    """Starts from the networks of a file or URL (--resume): copies what fits and says what does not.
+def transfer(state: TrainingState, source: str) -> list[str]:
+    """Starts from the networks of a file or URL (--resume): copies what fits and returns, as lines to print, what did and what did not.
 
     Raises:
         UserError: the source cannot be read or has nothing that fits.
@@ -44,15 +46,21 @@ def transfer(state: TrainingState, source: str) -> None:
     for name in ("G", "D", "G_ema"):
         if name not in networks:
             raise UserError(f"--resume={source}: the file holds no network {name!r}")
+    lines = []
+    for name in ("G", "D", "G_ema", "P"):
         target = getattr(state, name)
+        if name not in networks or target is None:
+            continue
         copied, left = copy_matching(networks[name], target)
-        if not copied:
-            raise UserError(f"--resume={source}: no tensor of its {name} fits this configuration")
-        print(f"Resumed {name}: {len(copied)} tensors" + (f", left at their start: {', '.join(left)}" if left else ""))
+        # Filters and single numbers fit whatever the sizes; a network that has any size in common shares a weight.
+        if not any(tensor.endswith("weight") for tensor in copied):
+            raise UserError(f"--resume={source}: no weight of its {name} fits this configuration")
+        lines.append(f"Resumed {name}: {len(copied)} tensors" + (f", left at their start: {', '.join(left)}" if left else ""))
+    return lines
 
 
 class Trainer:
-    """One run on one rank.
+    """One run on one rank. Making it reads data and writes nothing, so that bad input leaves no run folder behind.
 
     Args:
         args: configuration as made by `training.config.resolve`, with `run_dir`.
@@ -62,7 +70,8 @@ class Trainer:
 
     def __init__(self, args: EasyDict, device: torch.device, num_ranks: int):
         self.args, self.device, self.run = args, device, RunDir(args.run_dir)
-        self.is_writer = rank() == 0
+        self.num_ranks, self.is_writer = num_ranks, rank() == 0
+        self.leading_metric = next((spec.name for spec in parse_metrics(args.metrics, args.detector)), None)
         _set_backends(args)
         self.dataset = ImageFolderDataset(**without_class(args.training_set_kwargs))
         self.state = TrainingState(args, self.dataset, device)
@@ -77,18 +86,24 @@ class Trainer:
         )
         self.pictures = GridPictures(self.dataset, self.state.G.z_dim, args.random_seed)
 
-    def restore(self) -> float:
-        """Goes on from the last state of the run folder, if there is one; returns the seconds that the run took before."""
-        saved = self.run.last_state()
+    def restore(self, saved: dict | None) -> float:
+        """Goes on from a state of the run folder, or afresh in it without one; returns the seconds that the run took before.
+
+        Raises:
+            UserError: the state is not of a run with these options.
+        """
+        if self.is_writer:
+            self.run.sweep()
+            self.run.cut_lines({} if saved is None else saved["line_sizes"])
         if saved is None:
             self.say("No training state yet: starting afresh.")
-            if self.is_writer:
-                self.run.cut_lines({})
             return 0.0
-        self.state.load_state_dict(saved["training"])
-        self.loader.load_state_dict(saved["loader"])
-        if self.is_writer:
-            self.run.cut_lines(saved["line_sizes"])
+        try:
+            self.state.load_state_dict(saved["training"])
+            self.loader.load_state_dict(saved["loader"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"--continue-run={self.run.path}: the training state does not fit the options of the run: {reason}") from error
         self.say(f"Continuing at {self.state.cur_nimg / 1e3:.1f} kimg.")
         return saved["seconds"]
 
@@ -110,6 +125,15 @@ class Trainer:
 
     # Maintenance at ticks.
 
+    def check_ranks_agree(self) -> None:
+        """Raises RuntimeError if the ranks' weights have drifted apart, which averaged gradients rule out on sound machines."""
+        networks = {"G": self.state.G, "D": self.state.D, "G_ema": self.state.G_ema, "P": self.state.P}
+        for name, module in networks.items() if self.num_ranks > 1 else ():
+            parameters = {key: value.detach().cpu() for key, value in module.named_parameters()} if module is not None else {}
+            digests = gather_objects(checkpoint.tensors_digest(parameters))
+            if len(set(digests)) > 1:
+                raise RuntimeError(f"the ranks hold different weights of {name} at {self.state.cur_nimg / 1e3:.1f} kimg; a device or link is faulty")
+
     def save_networks(self) -> None:
         """Writes the snapshot of this moment."""
         args, kimg = self.args, self.state.cur_nimg // 1000
@@ -125,7 +149,7 @@ class Trainer:
         if self.is_writer:
             saved = {"training": training, "loader": self.loader.state_dict(), "line_sizes": self.run.line_sizes(), "seconds": seconds}
             checkpoint.save_state(self.run.state(self.state.cur_nimg // 1000), saved)
-            self.run.prune(self.args.keep_snapshots, next(iter(self.args.metrics), None))
+            self.run.prune(self.args.keep_snapshots, self.leading_metric)
 
     def evaluate(self, progress: Progress) -> None:
         """Runs the metrics on G_ema. One that fails is a warning: training is worth more than a figure."""
@@ -150,7 +174,7 @@ class Trainer:
                 metric_seed=args.metric_seed,
                 on_failure=warn,
             )
-        except (UserError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever goes wrong in a detector that the user brought, too
             warn(", ".join(args.metrics), error)
             return
         for line in lines if self.is_writer else []:
@@ -160,30 +184,30 @@ class Trainer:
                 print(f"{key} {value:.4f}  ({line['total_time_str']})", flush=True)
 
     def check_finite(self, before: int) -> int:
-        """Stops a run whose gradients have gone bad: more than one value in a tick is not finite in every one of its steps.
+        """Warns of gradients that were not finite since the count was `before`; returns the count now.
 
         Raises:
-            UserError: naming the last good snapshot.
+            UserError: the last `MAX_BAD_STEPS` steps all had some, or weights are not finite; names the last good snapshot.
         """
-        now = int(self.state.nonfinite)
+        now, streak = int(self.state.nonfinite), int(self.state.bad_streak)
         if now == before:
             return now
         self.say(f"Warning: {now - before:,} gradient values of this tick were not finite; they were set to 0 or +-1e5.")
-        broken = [name for name, p in self.state.G.named_parameters() if not torch.isfinite(p).all()]
-        broken += [name for name, p in self.state.D.named_parameters() if not torch.isfinite(p).all()]
-        if broken:
+        parameters = [*self.state.G.named_parameters(), *self.state.D.named_parameters()]
+        broken = [name for name, p in parameters if not torch.isfinite(p).all()]
+        if broken or streak >= MAX_BAD_STEPS:
+            what = f"weights are not finite ({broken[0]})" if broken else f"gradients were not finite for {streak} steps on end"
             good = self.run.snapshots()
-            last = self.run.snapshot(good[-1]) if good else "none"
-            raise UserError(f"training diverged: weights are not finite ({broken[0]}); the last good snapshot is {last}")
+            raise UserError(f"training diverged: {what}; the last good snapshot is {self.run.snapshot(good[-1]) if good else 'none'}")
         return now
 
     def loop(self, seconds_before: float) -> None:
         """Trains until total_kimg, from wherever the state stands."""
         args, state = self.args, self.state
         progress = Progress(self.run, args.total_kimg, seconds_before)
-        progress.open_board()
+        progress.open_board(state)
         tick_nimg = state.cur_nimg
-        nonfinite = 0
+        nonfinite = int(state.nonfinite)
         done = state.cur_nimg >= args.total_kimg * 1000
         while not done:
             state.step(*next(self.loader))
@@ -199,6 +223,7 @@ class Trainer:
             if at_snapshot:
                 if self.is_writer:
                     self.pictures.save_fakes(state.G_ema, self.device, self.run / f"fakes{state.cur_nimg // 1000:06d}.png")
+                self.check_ranks_agree()
                 self.save_networks()
                 self.evaluate(progress)
                 self.save_state(progress.seconds())
@@ -210,25 +235,28 @@ def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continue
     """Runs a training from its configuration, or goes on with it.
 
     Args:
-        args: configuration with `run_dir`, an existing folder with its options.
+        args: configuration with `run_dir`, the folder to make or, if continued, to go on in.
         device: of this rank.
         num_ranks: processes that train together.
-        continued: look for a state in the folder first.
+        continued: the folder is there; look for a state in it first.
 
     Raises:
-        UserError: bad data or a foreign state; before training starts where it can be known before.
+        UserError: bad data, a foreign network or state; before anything is written where it can be known before.
     """
-    log = Logger(RunDir(args.run_dir) / "log.txt") if rank() == 0 else contextlib.nullcontext()
-    with log:
-        trainer = Trainer(args, device, num_ranks)
+    trainer = Trainer(args, device, num_ranks)
+    saved = trainer.run.last_state() if continued else None
+    transferred = transfer(trainer.state, args.resume_pkl) if saved is None and "resume_pkl" in args else []
+    if trainer.is_writer and not continued:
+        RunDir.create(args)
+    broadcast_object(None)  # the folder is there before anyone looks into it
+    with Logger(trainer.run / "log.txt") if trainer.is_writer else contextlib.nullcontext():
         trainer.describe()
-        seconds = trainer.restore() if continued else 0.0
-        if trainer.state.cur_nimg == 0:
-            if "resume_pkl" in args:
-                transfer(trainer.state, args.resume_pkl)
-            if trainer.is_writer:
-                trainer.pictures.save_reals(trainer.run / "reals.png")
-                trainer.pictures.save_fakes(trainer.state.G_ema, device, trainer.run / "fakes_init.png")
+        for line in transferred:
+            trainer.say(line)
+        seconds = trainer.restore(saved) if continued else 0.0
+        if trainer.is_writer and trainer.state.cur_nimg == 0:
+            trainer.pictures.save_reals(trainer.run / "reals.png")
+            trainer.pictures.save_fakes(trainer.state.G_ema, device, trainer.run / "fakes_init.png")
         trainer.loop(seconds)
         trainer.say("Done.")
         trainer.loader.close()
