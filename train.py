@@ -33,9 +33,7 @@ def inspect_data(options: Options) -> config.DataInfo:
     if options.data is None:
         raise UserError("--data is missing: give a folder or zip made by dataset_tool.py")
     dataset = ImageFolderDataset(options.data, use_labels=options.cond)
-    info = config.DataInfo(
-        dataset.name, len(dataset), dataset.resolution, dataset.num_channels, dataset.label_dim, dataset.labels_in_file
-    )
+    info = config.DataInfo(dataset.name, len(dataset), dataset.resolution, dataset.num_channels, dataset.label_dim, dataset.labels_in_file)
     dataset.close()
     return info
 

@@ -131,8 +131,8 @@ def main(network: str, data: str, samples: int, device: str) -> None:
     networks = load_network(fetch(network))
     if "G_ema" not in networks or networks.G_ema.c_dim == 0:
         raise UserError(f"--network={network} holds no conditional generator; give a snapshot of a run with --cond=1")
-    if samples < networks.G_ema.c_dim:
-        raise UserError(f"--samples={samples} is less than one for each of the {networks.G_ema.c_dim} classes")
+    if samples < (classes := networks.G_ema.c_dim):
+        raise UserError(f"--samples={samples} is less than one for each of the {classes} classes")
     result = measure(networks.G_ema.to(where), *real_images(data), samples, where)
     print(describe(result))
     folder = pathlib.Path(network).parent

@@ -283,9 +283,9 @@ def test_a_run_is_numbered_one_past_the_highest(tmp_path):
 # The command line.
 
 # Every option of StyleGAN2-ADA's train.py with a value, so that an existing command line keeps running.
-FIELD_COMMAND = """--outdir={out} --gpus=1 --snap=10 --metrics=none --seed=1 -n --data={data} --cond=1 --subset=20 --mirror=yes --cfg=paper256
-    --gamma=0.5 --kimg=10 --batch=8 --aug=ada --target=0.7 --augpipe=bg --resume=ffhq256 --freezed=3 --fp32=true --nhwc=0 --nobench=1 --allow-tf32=false
-    --workers=2"""
+FIELD_COMMAND = """--outdir={out} --gpus=1 --snap=10 --metrics=none --seed=1 -n --data={data} --cond=1 --subset=20 --mirror=yes
+    --cfg=paper256 --gamma=0.5 --kimg=10 --batch=8 --aug=ada --target=0.7 --augpipe=bg --resume=ffhq256 --freezed=3 --fp32=true --nhwc=0 --nobench=1
+    --allow-tf32=false --workers=2"""
 
 
 @pytest.fixture(scope="module")

@@ -82,5 +82,10 @@ def stats_of(run_dir):
 
 
 def learned_stats(run_dir):
-    """The lines of stats.jsonl without what a clock or the machine decides."""
-    return [{key: value for key, value in line.items() if not re.match("Timing|Resources|timestamp", key)} for line in stats_of(run_dir)]
+    """What stats.jsonl says, without what a clock or the machine decides, as (line, name, figure) -> number. Compare by approx:
+    sums are differences of what the process has added up so far, so their last digits depend on what ran before."""
+    numbers = {}
+    for index, line in enumerate(stats_of(run_dir)):
+        kept = {name: figures for name, figures in line.items() if not re.match("Timing|Resources|timestamp", name)}
+        numbers.update({(index, name, figure): value for name, figures in kept.items() for figure, value in figures.items()})
+    return numbers

@@ -13,8 +13,9 @@ import torch.distributed as dist
 
 from dnnlib import EasyDict
 
-# name -> float64 [count, sum, sum of squares] since the process started
+# name -> [count, sum, sum of squares]: since the last fold on the values' device, until then on the host
 _moments: dict[str, torch.Tensor] = {}
+_totals: dict[str, np.ndarray] = {}
 
 
 def report(name: str, value: torch.Tensor | float) -> torch.Tensor | float:
@@ -31,6 +32,13 @@ def report(name: str, value: torch.Tensor | float) -> torch.Tensor | float:
     return value
 
 
+def _fold(names: list[str]) -> None:
+    """Moves what was reported under the names into the totals; this waits for the device."""
+    for name in names:
+        _totals[name] = _totals.get(name, np.zeros(3)) + _moments[name].to("cpu", torch.float64).numpy()
+        _moments[name].zero_()
+
+
 class Collector:
     """Mean and deviation of each statistic between two calls of `update`, over all ranks.
 
@@ -43,6 +51,7 @@ class Collector:
         self._before: dict[str, np.ndarray] = {}
         self._delta: dict[str, np.ndarray] = {}
         self.update()
+        self._delta = {}  # what was reported before this collector was there is not its business
 
     def names(self) -> list[str]:
         """Names with a value, in alphabetical order."""
@@ -53,11 +62,11 @@ class Collector:
         names = sorted(name for name in _moments if self._pattern.fullmatch(name))
         if not names:
             return
-        totals = torch.stack([_moments[name].to("cpu", torch.float64) for name in names])
-        deltas = totals.numpy() - np.stack([self._before.get(name, np.zeros(3)) for name in names])
-        self._before.update(zip(names, totals.numpy().copy()))
+        _fold(names)
+        deltas = np.stack([_totals[name] - self._before.get(name, np.zeros(3)) for name in names])
+        self._before.update({name: _totals[name] for name in names})
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            shared = torch.from_numpy(deltas.copy())
+            shared = torch.from_numpy(deltas)
             shared = shared.to("cuda") if dist.get_backend() == "nccl" else shared
             dist.all_reduce(shared)
             deltas = shared.cpu().numpy()

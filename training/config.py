@@ -188,9 +188,7 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
     backend.set_policy(o.ops)
     preset = for_data(PRESETS[o.cfg], data.resolution, o.gpus)
     batch, batch_gpu, mbstd = _batch_arithmetic(o, preset, o.gpus, pairing=o.pairing_weight > 0)
-    args = EasyDict(
-        num_gpus=o.gpus, image_snapshot_ticks=o.snap, network_snapshot_ticks=o.snap, metrics=list(o.metrics), random_seed=o.seed
-    )
+    args = EasyDict(num_gpus=o.gpus, image_snapshot_ticks=o.snap, network_snapshot_ticks=o.snap, metrics=list(o.metrics), random_seed=o.seed)
     subset = o.subset is not None and o.subset < data.length
     args.training_set_kwargs = EasyDict(
         class_name="training.dataset.ImageFolderDataset",
@@ -205,9 +203,7 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
     args.data_loader_kwargs = EasyDict(pin_memory=device.type == "cuda", num_workers=o.workers, prefetch_factor=2)
     _networks(args, o, preset, mbstd, device)
     _loss(args, o, preset)
-    args.update(
-        total_kimg=o.kimg or preset.kimg, batch_size=batch, batch_gpu=batch_gpu, ema_kimg=preset.ema_kimg, ema_rampup=preset.ema_ramp
-    )
+    args.update(total_kimg=o.kimg or preset.kimg, batch_size=batch, batch_gpu=batch_gpu, ema_kimg=preset.ema_kimg, ema_rampup=preset.ema_ramp)
     _augmentation(args, o, preset)
     if o.nobench:
         args.cudnn_benchmark = False

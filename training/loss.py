@@ -180,24 +180,24 @@ class StyleGAN2Loss:
             penalty = self._penalty("r2", fake_logits, fake_img, self.r2_gamma) if r2 else 0
             ((fake_loss + penalty) * gain).backward()
             fake_loss = fake_loss.detach() if main else 0
-        real_img = real_img.detach().requires_grad_(r1)
-        real_logits = self.run_D(real_img, real_c)
-        self._report_real(real_logits)
-        loss = torch.zeros([], device=self.device)
-        if main and self.objective == "logistic":
-            real_loss = objectives.discriminator_real_loss(real_logits).mean()
-            loss = loss + real_loss
-            training_stats.report("Loss/D/loss", fake_loss + real_loss)
-        if self.objective == "relativistic":
-            if main:
+        terms = []
+        if self.objective == "relativistic" and r2:
+            terms.append(self._penalty("r2", fake_logits, fake_img, self.r2_gamma))
+        if main or r1:
+            real_img = real_img.detach().requires_grad_(r1)
+            real_logits = self.run_D(real_img, real_c)
+            self._report_real(real_logits)
+            if main and self.objective == "logistic":
+                terms.append(objectives.discriminator_real_loss(real_logits).mean())
+                training_stats.report("Loss/D/loss", fake_loss + terms[-1])
+            elif main:
                 pair_loss = objectives.relativistic_loss(winner_logits=real_logits, loser_logits=fake_logits)
                 training_stats.report("Loss/D/loss", pair_loss)
-                loss = loss + pair_loss.mean()
-            if r2:
-                loss = loss + self._penalty("r2", fake_logits, fake_img, self.r2_gamma)
-        if r1:
-            loss = loss + self._penalty("r1", real_logits, real_img, self.r1_gamma)
-        (loss * gain).backward()
+                terms.append(pair_loss.mean())
+            if r1:
+                terms.append(self._penalty("r1", real_logits, real_img, self.r1_gamma))
+        if terms:
+            (sum(terms) * gain).backward()
 
     def _penalty(self, name: str, logits: torch.Tensor, img: torch.Tensor, gamma: float) -> torch.Tensor:
         penalty = objectives.gradient_penalty(logits, img)

@@ -92,18 +92,19 @@ class Trainer:
         Raises:
             UserError: the state is not of a run with these options.
         """
+        try:
+            if saved is not None:
+                self.state.load_state_dict(saved["training"])
+                self.loader.load_state_dict(saved["loader"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"--continue-run={self.run.path}: the training state does not fit the options of the run: {reason}") from error
         if self.is_writer:
             self.run.sweep()
             self.run.cut_lines({} if saved is None else saved["line_sizes"])
         if saved is None:
             self.say("No training state yet: starting afresh.")
             return 0.0
-        try:
-            self.state.load_state_dict(saved["training"])
-            self.loader.load_state_dict(saved["loader"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"--continue-run={self.run.path}: the training state does not fit the options of the run: {reason}") from error
         self.say(f"Continuing at {self.state.cur_nimg / 1e3:.1f} kimg.")
         return saved["seconds"]
 

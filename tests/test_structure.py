@@ -1,0 +1,138 @@
+"""The shape of the code: which way imports run, how long files are, and that what is written about options is what they are."""
+
+import ast
+import pathlib
+import subprocess
+
+import pytest
+
+from training.options import option_table
+
+ROOT = pathlib.Path(__file__).parent.parent
+# From the ground up; a module imports from floors below its own, and from its own package.
+FLOORS = [["dnnlib"], ["torch_utils"], ["pairing"], ["metrics"], ["training"], ["experiments", "bench"]]
+PACKAGES = {name: height for height, floor in enumerate(FLOORS) for name in floor}
+ROOF = len(FLOORS)
+MAX_LINES = 450
+MAX_FUNCTION_LINES = 60
+
+
+def tracked(*patterns):
+    """Files of the project that are not ignored, in git's order; all files where there is no git."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        listed = [str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.rglob(pattern) if ".venv" not in path.parts]
+    return [ROOT / name for name in listed if (ROOT / name).is_file()]
+
+
+SOURCES = tracked("*.py")
+LIBRARY = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "tests"]
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def floor_of(path):
+    """Height of a file: its package's, or the roof for the commands."""
+    return PACKAGES.get(path.relative_to(ROOT).parts[0], ROOF)
+
+
+def imported_packages(tree):
+    """(line, first part of the name) of every import, wherever in the file it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." if node.level else node.module.split(".")[0]
+
+
+def uphill(tree, own, floor, commands):
+    """Lines with imports from the same height in another package, from above, or relative ones."""
+    for line, package in imported_packages(tree):
+        height = PACKAGES.get(package, ROOF if package in commands else -1)
+        if package == "." or package == "tests" or (package != own and height >= floor):
+            yield f"{line}: {package}"
+
+
+def test_the_sources_are_found():
+    names = {path.relative_to(ROOT).as_posix() for path in SOURCES}
+    assert {"train.py", "dnnlib/cli.py", "training/networks/generator.py", "tests/test_structure.py"} <= names
+    assert {path.relative_to(ROOT).parts[0] for path in LIBRARY if len(path.relative_to(ROOT).parts) > 1} == set(PACKAGES)
+
+
+def test_imports_run_one_way():
+    commands = {path.stem for path in LIBRARY if path.parent == ROOT}
+    wrong = {}
+    for path in LIBRARY:
+        own = path.relative_to(ROOT).parts[0] if path.parent != ROOT else None
+        if found := list(uphill(tree_of(path), own, floor_of(path), commands)):
+            wrong[path.relative_to(ROOT).as_posix()] = found
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("source", "own", "found"),
+    [
+        ("import training.loss", "metrics", ["1: training"]),
+        ("def f():\n    from training import loss", "pairing", ["2: training"]),
+        ("import bench", "experiments", ["1: bench"]),
+        ("from train import main", "training", ["1: train"]),
+        ("from . import x", "training", ["1: ."]),
+        ("import torch, dnnlib\nfrom training import loss\nfrom pairing import network", "training", []),
+    ],
+)
+def test_the_rule_of_imports_finds_what_breaks_it(source, own, found):
+    assert list(uphill(ast.parse(source), own, PACKAGES[own], {"train"})) == found
+
+
+def test_files_and_functions_are_of_a_size_to_read():
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+    functions = {}
+    for path in LIBRARY:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                functions[f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"] = node.end_lineno - node.lineno + 1
+    assert {name: length for name, length in functions.items() if length > MAX_FUNCTION_LINES} == {}
+
+
+def test_every_error_is_caught_by_name():
+    bare = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ExceptHandler) and node.type is None
+    ]
+    assert not bare
+
+
+def test_every_module_and_every_public_name_is_described():
+    silent = []
+    for path in LIBRARY:
+        tree = tree_of(path)
+        nodes = [tree, *(node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"))]
+        silent += [f"{path.relative_to(ROOT)} {getattr(node, 'name', '(module)')}" for node in nodes if ast.get_docstring(node) is None]
+    assert not silent
+
+
+def test_no_path_of_a_certain_machine():
+    places = ["/" + "work/", ".." + "/shared", "/" + "tmp/venv", "/" + "home/", "/" + "root/"]
+    found = []
+    for path in tracked("*"):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # pictures, archives, weights
+        found += [f"{path.relative_to(ROOT)}: {place}" for place in places if place in text]
+    assert not found
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="there is no README.md yet")
+def test_the_readme_shows_the_options_as_they_are():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, rest = readme.partition("<!-- options -->")
+    table, end, _ = rest.partition("<!-- /options -->")
+    assert end and table.strip() == option_table().strip()
