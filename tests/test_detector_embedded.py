@@ -241,7 +241,7 @@ def test_training_script_writes_weights_that_load_and_repeats_by_seed(tmp_path):
 
 
 def test_a_step_lowers_the_loss_on_its_own_batch():
-    recipe = train_embedded.Recipe(precision="fp32", cutout=0)
+    recipe = train_embedded.Recipe(precision="fp32")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = EmbeddedDetector(norm=True).train()
@@ -251,8 +251,8 @@ def test_a_step_lowers_the_loss_on_its_own_batch():
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_augmented_images_are_crops_or_mirrored_crops_with_one_square_cut_out():
-    recipe = train_embedded.Recipe(cutout=0)
+def test_augmented_images_are_crops_or_mirrored_crops():
+    recipe = train_embedded.Recipe()
     images = random_images(6).permute(0, 2, 3, 1).contiguous()
     plain = train_embedded.Augmenter(images, recipe, torch.Generator().manual_seed(0))
     indices = torch.tensor([5, 2, 2, 0])
@@ -261,8 +261,26 @@ def test_augmented_images_are_crops_or_mirrored_crops_with_one_square_cut_out():
         crops = [torch.from_numpy(padded[index])[y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
         crops = torch.stack(crops + [crop.flip(1) for crop in crops]).permute(0, 3, 1, 2)
         assert int((embedded.prepare(crops) == row).all(dim=(1, 2, 3)).sum()) == 1
-    cut = train_embedded.Augmenter(torch.zeros_like(images), train_embedded.Recipe(cutout=8), torch.Generator().manual_seed(0))
-    assert ((cut.batch(indices) == 0).sum(dim=(2, 3)) == 64).all()
+
+
+def test_first_convolution_whitens_patches_and_the_others_pass_their_input_on():
+    generator = np.random.default_rng(0)
+    smooth = generator.normal(size=(60, 34, 34, 3)).cumsum(axis=1).cumsum(axis=2)
+    images = torch.from_numpy((smooth * 8 + 120).clip(0, 255).astype(np.uint8)[:, 1:33, 1:33].copy())
+    network = EmbeddedDetector(norm=True)
+    train_embedded.initialize(network, images)
+    x = embedded.prepare(images[::10].permute(0, 3, 1, 2))
+    response = torch.nn.functional.conv2d(x, network.stem.weight).transpose(0, 1).flatten(1).double()
+    half = len(response) // 2
+    assert torch.allclose(response[:half], -response[half:])
+    moment = response[:half] @ response[:half].t() / response.shape[1]
+    outside = moment - torch.diag(moment.diagonal())
+    assert float(outside.abs().max()) < 1e-3
+    assert float(moment.diagonal().max()) <= 1 and float(moment[-1, -1]) > 0.99
+    assert not network.stem.weight.requires_grad
+    unit = network.trunk[1]
+    z = torch.rand(1, unit.conv.in_channels, 8, 8)
+    assert torch.equal(unit.conv(z)[:, : unit.conv.in_channels], z)
 
 
 def test_learning_rate_rises_to_its_peak_once_and_ends_near_zero():

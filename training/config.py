@@ -115,14 +115,14 @@ def _networks(args: EasyDict, o: Options, preset: Preset, mbstd: int, device: to
         class_name="training.networks.Generator",
         z_dim=preset.z_dim,
         w_dim=preset.w_dim,
-        mapping_kwargs=EasyDict(num_layers=preset.map_layers),
+        mapping_kwargs=EasyDict(num_layers=preset.map_layers, **({} if preset.map_lr is None else {"lr_multiplier": preset.map_lr})),
         synthesis_kwargs=EasyDict(**width, **blocks),
     )
     freeze = EasyDict(freeze_layers=o.freezed) if o.freezed else EasyDict()
     args.D_kwargs = EasyDict(
         class_name="training.networks.Discriminator",
         block_kwargs=EasyDict(**freeze, **blocks),
-        mapping_kwargs=EasyDict(),
+        mapping_kwargs=EasyDict() if preset.d_map_layers is None else EasyDict(num_layers=preset.d_map_layers),
         epilogue_kwargs=EasyDict(mbstd_group_size=mbstd),
         **width,
     )

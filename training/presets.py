@@ -25,6 +25,8 @@ class Preset:
     regularize_path: bool = True  # path length and style mixing
     d_architecture: str = "resnet"
     ada_kimg: int = 500
+    map_lr: float | None = None  # learning rate of G's mapping network relative to the rest; None: the network's default, 0.01
+    d_map_layers: int | None = None  # depth of D's label embedding; None: the network's default, 8
 
 
 PRESETS: dict[str, Preset] = {
@@ -41,7 +43,7 @@ PRESETS: dict[str, Preset] = {
     # The embedded digits on a laptop CPU in minutes.
     "demo": Preset(
         1, 48, 32, 8, 1 / 32, 0.0025, 0.1, 10, 0.05, 2, channel_max=32, z_dim=64, w_dim=64,
-        regularize_path=False, d_architecture="orig", ada_kimg=100,
+        regularize_path=False, d_architecture="orig", ada_kimg=100, map_lr=0.1, d_map_layers=0,
     ),
 }  # fmt: skip
 

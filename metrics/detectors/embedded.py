@@ -1,4 +1,4 @@
-"""The embedded detector: a small residual CIFAR-10 classifier whose weights ship with the code, for 32x32 work and for machines without a network.
+"""The embedded detector: a small CIFAR-10 classifier whose weights ship with the code, for 32x32 work and for machines without a network.
 
 The network, its input conversion and the loading of its weights live here; MODEL_CARD.md tells what it was trained on and how good it is.
 Training lives in train_embedded.py, the choice between detectors in the package itself.
@@ -27,7 +27,7 @@ RESOLUTION = 32
 META_KEY = "pairing-gan embedded detector 1"  # the one metadata entry; its presence says that a safetensors file is meant for this network
 
 STEM_CHANNELS = 32
-STAGE_CHANNELS = (32, 128, FEATURE_DIM)  # after each halving: at 16x16, 8x8 and 4x4
+STAGE_CHANNELS = (64, 192, FEATURE_DIM)  # after each halving: at 16x16, 8x8 and 4x4
 PIXEL_CENTER = 0.47
 PIXEL_SCALE = 0.25
 
@@ -55,37 +55,22 @@ class ConvUnit(nn.Module):
         return F.relu(x)
 
 
-class ResidualPair(nn.Module):
-    """x + unit(unit(x)), channels and size unchanged."""
-
-    def __init__(self, channels: int, norm: bool = False):
-        super().__init__()
-        self.first = ConvUnit(channels, channels, norm=norm)
-        self.second = ConvUnit(channels, channels, norm=norm)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Applies both units and adds the input."""
-        return x + self.second(self.first(x))
-
-
 class EmbeddedDetector(nn.Module):
-    """Eight 3x3 convolutions (two residual pairs), global average pooling, a linear layer: 1.8 M parameters, 76 M multiply-adds per image.
+    """A whitening 3x3 convolution, three stages of two 3x3 units, global average pooling, a linear layer: 1.5 M parameters, 116 M multiply-adds.
 
-    `norm=True` builds the form with batch normalization that training needs; `folded()` turns it into the form without that is stored and loaded.
+    Each stage pools in its first unit. The whitening convolution is fixed before training, see train_embedded.whiten. `norm=True` builds the form
+    with batch normalization that training needs; `folded()` turns it into the form without that is stored and loaded.
     """
 
     def __init__(self, norm: bool = False):
         super().__init__()
-        at16, at8, at4 = STAGE_CHANNELS
-        self.trunk = nn.Sequential(
-            ConvUnit(3, STEM_CHANNELS, norm=norm),
-            ConvUnit(STEM_CHANNELS, at16, pool=True, norm=norm),
-            ConvUnit(at16, at8, pool=True, norm=norm),
-            ResidualPair(at8, norm=norm),
-            ConvUnit(at8, at4, pool=True, norm=norm),
-            ResidualPair(at4, norm=norm),
-        )
-        self.head = nn.Linear(at4, NUM_CLASSES)
+        self.stem = nn.Conv2d(3, STEM_CHANNELS, 3, padding=1, bias=False)
+        units, channels = [], STEM_CHANNELS
+        for width in STAGE_CHANNELS:
+            units += [ConvUnit(channels, width, pool=True, norm=norm), ConvUnit(width, width, norm=norm)]
+            channels = width
+        self.trunk = nn.Sequential(*units)
+        self.head = nn.Linear(channels, NUM_CLASSES)
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -113,11 +98,12 @@ class EmbeddedDetector(nn.Module):
 
     def pooled(self, x: torch.Tensor) -> torch.Tensor:
         """Features [N, FEATURE_DIM] of float images [N, 3, 32, 32] that went through `prepare`; differentiable, in the precision of the caller."""
-        return self.trunk(x).mean(dim=(2, 3))
+        return self.trunk(F.relu(self.stem(x))).mean(dim=(2, 3))
 
     def folded(self) -> EmbeddedDetector:
         """A float32 copy in eval mode in which every batch normalization (its running statistics) is folded into the convolution before it."""
         result = _empty_detector().eval()
+        result.stem.load_state_dict(self.stem.state_dict())
         result.head.load_state_dict(self.head.state_dict())
         for name, unit in self.named_modules():
             if isinstance(unit, ConvUnit):
