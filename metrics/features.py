@@ -10,6 +10,7 @@ Which metric needs what is `metrics.registry`'s business; caching is `metrics.fe
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -118,7 +119,7 @@ class DataSource:
         self.dataset = dataset
         self.indices = np.arange(len(dataset)) if indices is None else indices
         self.device = device
-        self.workers = workers
+        self.workers = min(workers, os.cpu_count() or 1)
         self.bad_images = 0  # Bytes are always finite.
 
     def batches(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:

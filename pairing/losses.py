@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 
 
-def infonce(
-    e_x: torch.Tensor, e_z: torch.Tensor, tau: float, targets: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def infonce(e_x: torch.Tensor, e_z: torch.Tensor, tau: float, targets: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Which latent made each image? Paper, equation (1), with s_ij = <e_x_i, e_z_j> / tau.
 
     Args:
@@ -38,9 +36,7 @@ def random_derangement(n: int, device: torch.device | str = "cpu", generator: to
     return permutation
 
 
-def binary_pairing(
-    e_x: torch.Tensor, e_z: torch.Tensor, tau: float, permutation: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def binary_pairing(e_x: torch.Tensor, e_z: torch.Tensor, tau: float, permutation: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Is this the latent that made the image? Matched pairs against pairs made by one permutation (paper, section 3.2).
 
     Args:

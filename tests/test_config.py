@@ -179,7 +179,7 @@ def test_precision_of_both_networks(device, typed, expected):
 
 
 def test_weight_zero_leaves_no_trace_in_the_configuration():
-    assert resolved(pairing_weight=0.0) == resolved()
+    assert resolved(pairing_weight=0.0) == resolved() == resolved(pairing_weight=0.0, pairing_tau=0.2, pairing_mode="binary")
     args = resolved(pairing_weight=0.05)
     assert args.P_opt_kwargs.lr == args.G_opt_kwargs.lr and resolved(pairing_weight=0.05, pairing_lr=1e-3).P_opt_kwargs.lr == 1e-3
     assert args.loss_kwargs.pairing_weight == 0.05 and args.loss_kwargs.pairing_tau == 0.1
@@ -237,7 +237,7 @@ def test_impossible_batches_are_refused(typed, message):
         (dict(graphs="on"), "--graphs=on"),
         (dict(subset=1001), "--subset=1001: the data set has 1000 images"),
         (dict(pairing_tau=0.2), "--pairing-tau without --pairing-weight"),
-        (dict(pairing_mode="binary", pairing_weight=0.0), "--pairing-mode without --pairing-weight"),
+        (dict(pairing_mode="binary"), "--pairing-mode without --pairing-weight"),
     ],
 )
 def test_contradictions_are_refused(typed, message):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dnnlib import EasyDict, UserError, download
-from metrics import compute_prdc, features, frechet_distance, protocols, registry, report
-from metrics.detectors import check_detector, detector_name, embedded, get_detector, torchscript
+from metrics import compute_prdc, frechet_distance, protocols, registry, report
+from metrics.detectors import embedded, get_detector
 from metrics.features import GeneratorSource
 
 RESOLUTION = 8
@@ -149,11 +149,6 @@ def test_another_detector_is_part_of_the_name():
     assert names == ["fid10k_embedded", "coverage_embedded", "pr50k3_embedded"]
     assert [spec.name for spec in registry.parse_metrics(["fid10k", "coverage"], "inception")] == ["fid10k", "coverage_inception"]
     assert [spec.name for spec in registry.parse_metrics(["fid10k", "coverage"], "/data/vgg16.pt")] == ["fid10k_vgg16", "coverage"]
-
-
-@pytest.mark.parametrize(("spec", "name"), [("a/my-net v2.pt", "my_net_v2"), ("https://host/x/vgg16.pt?a=b", "vgg16"), ("inception", "inception")])
-def test_names_of_detectors(spec, name):
-    assert detector_name(spec) == name
 
 
 # Figures.
@@ -430,46 +425,9 @@ def test_generator_and_data_must_fit(measure):
         measure("fid50k_full", G=G)
 
 
-def test_a_detector_that_is_offline_is_told_before_work_starts(monkeypatch):
-    def offline(url, **_):
-        raise UserError(f"cannot download {url} (no connection)")
-
-    monkeypatch.setattr(download, "fetch", offline)
-    with pytest.raises(UserError, match=r"detector 'vgg16' is not available: cannot download .*vgg16\.pt.*--detector=embedded"):
-        registry.check_detectors(registry.parse_metrics(["coverage"]))
-
-
-def test_detectors_that_are_none(tmp_path, scripts):
-    with pytest.raises(UserError, match="--detector=resnet is neither inception, vgg16 or embedded, nor a file"):
-        check_detector("resnet")
-    (tmp_path / "text.pt").write_text("no script")
-    with pytest.raises(UserError, match=r"text\.pt is not a readable TorchScript file"):
-        get_detector(str(tmp_path / "text.pt"), "cpu")
-    with pytest.raises(UserError, match="detector detector gives no class probabilities"):
-        get_detector(str(scripts / "detector.pt"), "cpu", "probabilities")
-
-
 def test_the_embedded_detector_measures_features_and_probabilities(measure):
     coverage, score = measure("coverage", "is50k", detector="embedded")
     assert list(coverage["results"]) == ["coverage_embedded"]
     assert list(score["results"]) == ["is50k_embedded_mean", "is50k_embedded_std"]
     assert 0 <= coverage["results"]["coverage_embedded"] <= 1 <= score["results"]["is50k_embedded_mean"] <= 10
     assert coverage["protocol"]["detector_digest"] == download.file_digest(embedded.WEIGHTS_PATH)
-
-
-def test_a_detector_must_return_one_row_per_image():
-    class Pooling(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.to(torch.float32).mean(dim=(2, 3)).reshape(-1)
-
-    network = torch.jit.script(Pooling())
-    detector = features.Detector("pooling", "0", "features", "none", torchscript.runner(network, "pooling", "features"))
-    with pytest.raises(UserError, match=r"detector pooling returned \[12\] for 4 images"):
-        detector(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
-
-
-def test_grey_images_reach_the_detector_as_rgb(scripts):
-    detector = get_detector(str(scripts / "detector.pt"), "cpu")
-    grey = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(detector(grey), detector(grey.repeat(1, 3, 1, 1)))
-    assert detector.feature_dim == 12

@@ -68,7 +68,7 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
         found = f"{data.resolution}x{data.resolution}"
         raise UserError(f"--pairing-weight needs images of at least {MIN_RESOLUTION}x{MIN_RESOLUTION} pixels, the data set has {found}")
     pairing_only = {"pairing_tau", "pairing_mode", "pairing_space", "pairing_dim", "pairing_lr", "pairing_gather", "pairing_target"}
-    if o.pairing_weight == 0 and typed & pairing_only:
+    if "pairing_weight" not in typed and typed & pairing_only:  # a typed weight of 0 is the baseline of a sweep
         given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & pairing_only))
         raise UserError(f"{given} without --pairing-weight: the weight is 0, so there is no pairing network")
 

@@ -42,7 +42,7 @@ PRESETS: dict[str, Preset] = {
     ),
     # The embedded digits on a laptop CPU in minutes.
     "demo": Preset(
-        1, 48, 32, 8, 1 / 32, 0.0025, 0.1, 10, 0.05, 2, channel_max=32, z_dim=64, w_dim=64,
+        1, 72, 32, 8, 1 / 64, 0.0025, 0.1, 10, 0.05, 2, channel_max=64, z_dim=64, w_dim=64,
         regularize_path=False, d_architecture="orig", ada_kimg=100, map_lr=0.1, d_map_layers=0,
     ),
 }  # fmt: skip
