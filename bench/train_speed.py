@@ -26,13 +26,14 @@ from dnnlib.cli import run_command
 from training import config
 from training.ema import ema_beta, update_ema
 from training.options import PRECISIONS, Options
-from training.phases import run_phase
+from training.phases import Phase, run_phase
 from training.presets import PRESETS
 from training.state import TrainingState
 
 # The public algorithm's count at 32x32: 40.2 for the G phase, 56.2 for the D phase, and a 16th of R1. cifar-small has an eighth of the width.
 USEFUL_GFLOP = {"cifar": 99.0, "cifar-small": 99.0 / 64}
 CLASSES = 10
+PAIRING_ROUNDS = 6  # times --repeats: how often the generator phase is run with and without pairing
 IMAGES = 256
 
 
@@ -59,25 +60,42 @@ def build_state(options: Options, resolution: int, cond: bool, device: torch.dev
     return TrainingState(args, RandomImages(resolution, 3, label_dim), device)
 
 
-def phase_times(state: TrainingState, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each phase, and of the moving average, on one batch; the first run of each is not counted."""
-    args, device = state.args, state.device
-    real = torch.randn([args.batch_size, state.D.img_channels, state.D.img_resolution, state.D.img_resolution], device=device)
-    c = state.labels[torch.arange(args.batch_size, device=device) % IMAGES]
-    times: dict[str, list[float]] = {phase.name: [] for phase in state.phases} | {"ema": []}
+class Runner:
+    """Runs single phases of a training state on one batch of random images."""
 
-    def timed(name: str, function) -> None:
-        synchronize(device)
+    def __init__(self, state: TrainingState):
+        args, device = state.args, state.device
+        size = [args.batch_size, state.D.img_channels, state.D.img_resolution, state.D.img_resolution]
+        self.state, self.real = state, torch.randn(size, device=device)
+        self.labels = state.labels[torch.arange(args.batch_size, device=device) % IMAGES]
+
+    def phase(self, phase: Phase) -> float:
+        """Seconds of one run of a phase."""
+        state = self.state
+        z, c = state.draw(len(self.real))
+        return self._timed(lambda: run_phase(phase, state.loss, (self.real, self.labels, z, c), state.args.batch_gpu))
+
+    def average(self) -> float:
+        """Seconds of one update of the moving average."""
+        args, state = self.state.args, self.state
+        return self._timed(lambda: update_ema(state.G_ema, state.G, ema_beta(args.batch_size, 0, args.ema_kimg, args.ema_rampup)))
+
+    def _timed(self, function) -> float:
+        synchronize(self.state.device)
         start = time.perf_counter()
         function()
-        synchronize(device)
-        times[name].append(time.perf_counter() - start)
+        synchronize(self.state.device)
+        return time.perf_counter() - start
 
+
+def phase_times(state: TrainingState, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each phase, and of the moving average, in turn; the first run of each is not counted."""
+    runner = Runner(state)
+    times: dict[str, list[float]] = {phase.name: [] for phase in state.phases} | {"ema": []}
     for _ in range(repeats + 1):
         for phase in state.phases:
-            z, gen_c = state.draw(len(real))
-            timed(phase.name, lambda phase=phase, z=z, gen_c=gen_c: run_phase(phase, state.loss, (real, c, z, gen_c), args.batch_gpu))
-        timed("ema", lambda: update_ema(state.G_ema, state.G, ema_beta(args.batch_size, 0, args.ema_kimg, args.ema_rampup)))
+            times[phase.name].append(runner.phase(phase))
+        times["ema"].append(runner.average())
     return {name: values[1:] for name, values in times.items()}
 
 
@@ -88,7 +106,7 @@ def step_seconds(state: TrainingState, times: dict[str, list[float]]) -> float:
 
 
 def measure(options: Options, resolution: int, cond: bool, device: torch.device, repeats: int) -> EasyDict:
-    """The benchmark's figures. With a pairing weight also the cost of pairing: two states in turn, the ratio of their steps."""
+    """The benchmark's figures; with a pairing weight also the cost of pairing."""
     state = build_state(options, resolution, cond, device)
     times = phase_times(state, repeats)
     step = step_seconds(state, times)
@@ -115,18 +133,21 @@ def measure(options: Options, resolution: int, cond: bool, device: torch.device,
         peak_memory_gb=peak_memory_gb(device),
     )
     if options.pairing_weight > 0:
-        figures.pairing_cost = pairing_cost(options, resolution, cond, device, repeats)
+        plain = build_state(dataclasses.replace(options, pairing_weight=0.0), resolution, cond, device)
+        plain_step = step_seconds(plain, phase_times(plain, repeats))
+        figures.pairing_cost = pairing_cost(state, plain, plain_step, PAIRING_ROUNDS * repeats)
     return figures
 
 
-def pairing_cost(options: Options, resolution: int, cond: bool, device: torch.device, repeats: int) -> float:
-    """Time of a step with pairing over one without, minus 1: the median of ratios of states measured in turn."""
-    plain = build_state(dataclasses.replace(options, pairing_weight=0.0), resolution, cond, device)
-    paired = build_state(options, resolution, cond, device)
-    ratios = []
-    for _ in range(repeats):
-        ratios.append(step_seconds(paired, phase_times(paired, 1)) / step_seconds(plain, phase_times(plain, 1)))
-    return statistics.median(ratios) - 1
+def pairing_cost(paired: TrainingState, plain: TrainingState, plain_step: float, repeats: int) -> float:
+    """What pairing adds to a step, as a share of a step without it.
+
+    Only the generator phase differs: it is run with and without in turn, so that a change of the machine's speed meets both, and the
+    median difference counts.
+    """
+    runners = Runner(paired), Runner(plain)
+    pairs = [tuple(runner.phase(runner.state.phases[0]) for runner in runners) for _ in range(repeats + 1)]
+    return statistics.median(a - b for a, b in pairs[1:]) / plain_step
 
 
 def peak_memory_gb(device: torch.device) -> float:
