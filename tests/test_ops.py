@@ -79,6 +79,12 @@ def test_bias_act_gradgradcheck(act, clamp):
     assert gradgradcheck(lambda x, b: bias_act(x, b, act=act, clamp=clamp), (x, b))
 
 
+def test_bias_act_with_a_negative_slope_has_the_right_gradient():
+    x = torch.tensor([[-1.5, 0.5, -0.2]], dtype=torch.float64, requires_grad=True)
+    b = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x, b: bias_act(x, b, act="lrelu", alpha=-0.3), (x, b))
+
+
 UP_DOWN = [(1, 1, 0), (2, 1, (2, 1, 2, 1)), (1, 2, (1, 1, 1, 1)), (2, 3, (3, -1, -2, 4)), ((1, 2), (3, 1), (-1, 2, 5, 0))]
 
 

@@ -80,6 +80,7 @@ def bias_act(
         shape = [1] * x.ndim
         shape[dim] = -1
         x, inplace = x + b.to(x.dtype).reshape(shape), True
-    x = spec.function(x, alpha, inplace)
+    # In place the backward pass sees the result only, whose sign tells the input's unless the slope is negative.
+    x = spec.function(x, alpha, inplace and alpha >= 0)
     x = x * gain if gain != 1 else x
     return x.clamp(-clamp, clamp) if clamp is not None else x
