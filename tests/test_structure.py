@@ -10,7 +10,7 @@ from training.options import option_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 # From the ground up; a module imports from floors below its own, and from its own package.
-FLOORS = [["dnnlib"], ["torch_utils"], ["pairing"], ["metrics"], ["training"], ["experiments", "bench"]]
+FLOORS = [["dnnlib"], ["torch_utils"], ["pairing"], ["metrics"], ["training"], ["experiments"], ["bench"]]
 PACKAGES = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 ROOF = len(FLOORS)
 MAX_LINES = 450
@@ -79,6 +79,7 @@ def test_imports_run_one_way():
         ("import training.loss", "metrics", ["1: training"]),
         ("def f():\n    from training import loss", "pairing", ["2: training"]),
         ("import bench", "experiments", ["1: bench"]),
+        ("import experiments.demo", "bench", []),
         ("from train import main", "training", ["1: train"]),
         ("from . import x", "training", ["1: ."]),
         ("import torch, dnnlib\nfrom training import loss\nfrom pairing import network", "training", []),

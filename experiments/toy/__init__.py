@@ -1,0 +1,1 @@
+"""The paper's experiments in two dimensions: distributions, methods, stacked training, measures and figures."""
