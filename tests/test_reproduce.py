@@ -62,7 +62,7 @@ def test_a_run_writes_result_page_pictures_and_log(calls, command, tmp_path):
     assert status == 0 and calls == [("vertical", EXPERIMENTS["table1"].methods, (0, 1, 2), False, None)]
     assert {path.name for path in out.iterdir()} == {"table1.json", "table1.md", "table1.png", "log.txt"}
     result = read_result(out / "table1.json")
-    assert result["protocol"]["seeds"] == [0, 1, 2] and list(result["claims"]) == ["C1", "C1b"] and result["aims"]
+    assert result["protocol"]["seeds"] == [0, 1, 2] and list(result["claims"]) == ["C1", "C1b", "C1b-shares"] and result["aims"]
     line = f"python reproduce.py run table1 --seeds=3 --out={out.as_posix()}"
     assert result["protocol"]["command"] == line and line in (out / "log.txt").read_text() and line in printed
     assert "C1 does not hold" in printed or "C1 holds" in printed

@@ -162,7 +162,7 @@ def test_exact_samples_are_perfect(target):
     assert figures["coverage"] == pytest.approx(coverage_ceiling(n, n, 3), abs=0.02)
     assert figures["precision"] > 0.95 and figures["recall"] > 0.95
     assert figures["density"] == pytest.approx(1, abs=0.03)
-    assert figures["modes"] == len(target.modes)
+    assert figures["modes"] == len(target.modes) and 0.7 < figures["thinnest mode"] <= 1
     assert figures["high quality"] > 0.98
     assert 0 <= figures["reverse KL"] < 0.01
 
@@ -170,7 +170,7 @@ def test_exact_samples_are_perfect(target):
 def test_reverse_kl_of_half_the_modes_is_log_two_and_far_samples_capture_none():
     x = torch.cat([mode.expand(10, 2) for mode in PACGAN_RING.modes[::2]])
     half = mode_figures(x, PACGAN_RING)
-    assert half["modes"] == 4 and half["reverse KL"] == pytest.approx(math.log(2))
+    assert half["modes"] == 4 and half["thinnest mode"] == 0 and half["reverse KL"] == pytest.approx(math.log(2))
     between = mode_figures(0.5 * x, PACGAN_RING)
     assert between["modes"] == between["high quality"] == 0
     assert between["reverse KL"] == pytest.approx(half["reverse KL"])

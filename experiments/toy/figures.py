@@ -26,7 +26,7 @@ from experiments.toy.distributions import Target
 
 WIDTH = 9.0  # inches
 DPI = 130  # of the PNG, and of what is rasterised inside the SVG
-INK, FAINT, TARGET = "#222222", "#8a8a8a", "#b4b4b4"
+INK, FAINT = "#222222", "#8a8a8a"
 TITLE_SIZE, LABEL_SIZE, SMALL_SIZE = 11, 8.5, 7
 HALO = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}  # behind text over points
 PRIOR_RADIUS = 3.2  # a standard normal latent is inside with probability 0.994
@@ -151,7 +151,7 @@ def scatter_panels(panels: Sequence[Panel], distribution: Target, title: str, ca
     for axis, panel in zip(axes[2:], panels):
         draw_panel(axis, panel, distribution, extent)
         axis.set_title(panel.heading, fontsize=LABEL_SIZE, color=INK)
-        axis.tick_params(labelleft=False)
+        axis.tick_params(labelleft=axis.get_subplotspec().is_first_col())
     for axis in axes[count:]:
         axis.set_axis_off()
     return figure

@@ -155,7 +155,7 @@ def latent_grid(pixels: int = 200) -> torch.Tensor:
 
 
 def expansion_panels(fields: Mapping[str, torch.Tensor], title: str, caption: str = "") -> Figure:
-    """The latent plane per method, dark where the generator squeezes it to a line or a point, red lines where it folds over.
+    """The latent plane per method, dark where the generator squeezes it to a line or a point, orange lines where it folds over.
 
     Args:
         fields: {method: smaller singular value of the Jacobian at `latent_grid`, with the determinant's sign [pixels * pixels]}.
@@ -168,9 +168,9 @@ def expansion_panels(fields: Mapping[str, torch.Tensor], title: str, caption: st
     box = (-PRIOR_RADIUS, PRIOR_RADIUS, -PRIOR_RADIUS, PRIOR_RADIUS)
     for axis, (method, field) in zip(axes, fields.items()):
         pixels = math.isqrt(len(field))
-        image = axis.imshow(logarithms[method].view(pixels, pixels), extent=box, origin="lower", cmap="cividis", vmin=low, vmax=high)
+        image = axis.imshow(logarithms[method].view(pixels, pixels).numpy(), extent=box, origin="lower", cmap="cividis", vmin=low, vmax=high)
         if field.min() < 0 < field.max():
-            axis.contour(field.view(pixels, pixels), levels=[0], extent=box, colors=PALETTE[1], linewidths=0.8)
+            axis.contour(field.view(pixels, pixels).numpy(), levels=[0], extent=box, colors=PALETTE[1], linewidths=0.8)
         for radius in (1, 2):
             axis.add_patch(Circle((0, 0), radius, fill=False, edgecolor="white", linewidth=0.6, linestyle=(0, (3, 3))))
         axis.set_title(method, fontsize=LABEL_SIZE, color=INK)

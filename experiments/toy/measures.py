@@ -36,6 +36,7 @@ MEASURES = {
     "density": "real balls that a sample lies in, over k (1 for the target itself; higher is denser)",
     "coverage": "share of real balls that hold a sample, k = 3 (higher is better; 0.875 for the target itself)",
     "modes": "modes with at least one high-quality sample (higher is better)",
+    "thinnest mode": "high-quality samples of the mode that has fewest, over an equal share (higher is better; 0.99 for the target itself)",
     "high quality": "share of samples on the target's support, within three standard deviations (higher is better)",
     "reverse KL": "KL(samples per mode || equal shares) in nats (lower is better; log of the number of modes when all are in one)",
     "collision": "share of far latent pairs whose samples are near (lower is better; 0.0003 for samples unrelated to their latents, 1 for one point)",
@@ -90,7 +91,7 @@ def stream(seed: int, name: str) -> torch.Generator:
 
 
 def mode_figures(x: torch.Tensor, distribution: Target) -> dict[str, float]:
-    """Modes captured, high-quality share and reverse KL of samples [N, 2] (PacGAN, section 4.1).
+    """Modes captured, high-quality share and reverse KL of samples [N, 2] (PacGAN, section 4.1), and how thin the thinnest mode is.
 
     As there, a sample is of high quality within three standard deviations of a mode, a mode is captured by one such sample, and the reverse KL
     compares how samples, each given to its nearest mode, are spread over the modes. PacGAN takes 2,500 samples; here all N count, so a rare
@@ -99,8 +100,10 @@ def mode_figures(x: torch.Tensor, distribution: Target) -> dict[str, float]:
     nearest, good = distribution.nearest_mode(x), distribution.on_support(x)
     num_modes = len(distribution.modes)
     shares = torch.bincount(nearest, minlength=num_modes).double() / len(x)
+    captured = torch.bincount(nearest[good], minlength=num_modes)
     return {
-        "modes": float(len(nearest[good].unique())),
+        "modes": float(torch.count_nonzero(captured)),
+        "thinnest mode": float(captured.min()) * num_modes / len(x),
         "high quality": float(good.double().mean()),
         "reverse KL": float(torch.special.xlogy(shares, shares * num_modes).sum()),
     }
