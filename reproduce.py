@@ -21,6 +21,7 @@ from dnnlib.log import Logger
 from experiments.paper import report as reports
 from experiments.paper.run import run_experiments
 from experiments.paper.toy_experiments import EXPERIMENTS, choose_experiments
+from experiments.toy.controls import run_control
 from experiments.toy.studies import find_study
 from experiments.toy.sweep import run_sweep
 
@@ -67,6 +68,16 @@ def run(names: tuple[str, ...], seeds: int, out: pathlib.Path, again: bool, work
     with log_into(out):
         print(shlex.join(command))
         run_experiments(experiments, seeds, out, command=shlex.join(command), again=again, workers=workers)
+
+
+@main.command()
+@out_option
+def control(out: pathlib.Path) -> None:
+    """Measures generators made by hand, invertible and collapsed ones among them: writes DIR/control.json, .md, .png and .svg."""
+    with log_into(out):
+        print(shlex.join(["python", "reproduce.py", "control", f"--out={out.as_posix()}"]))
+        for path in run_control(out):
+            print(path)
 
 
 @main.command()

@@ -99,9 +99,9 @@ def higher(metric: str, method: str, than: str) -> Contrast:
     return Contrast(f"{metric} of {method} above {than}", metric, {method: 1, than: -1}, above=0)
 
 
-def same(metric: str, method: str, to: str, margin: float) -> Contrast:
-    """The figure of one method equals another's within a margin (equivalence: the interval lies inside, not merely across)."""
-    return Contrast(f"{metric} of {method} within {margin:g} of {to}", metric, {method: 1, to: -1}, above=-margin, below=margin)
+def not_lower(metric: str, method: str, than: str, margin: float) -> Contrast:
+    """The figure of one method is below another's by less than a margin, if at all (the whole interval says so, not its middle alone)."""
+    return Contrast(f"{metric} of {method} not below {than} by {margin:g}", metric, {method: 1, than: -1}, above=-margin)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:

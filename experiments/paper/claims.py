@@ -12,11 +12,11 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.paper.checks import Check, Contrast, MostSeeds, Rows, higher, same
+from experiments.paper.checks import Check, Contrast, MostSeeds, Rows, higher, not_lower
 
 VERTICAL_MODES = 5
 THIN = 0.5  # of its equal share: a mode with fewer samples is poorly covered
-EQUAL_PRECISION = 0.05  # margin of "equal"; the paper's own pair is .981 and .970
+EQUAL_PRECISION = 0.05  # loss of precision that "at equal precision" allows; the paper's own pair is .981 and .970
 LEVEL_SLACK = 0.05  # how far below the paper's level a pairing row may end
 SMALLEST_GAP = 0.05  # gaps of the paper that are smaller are no aim
 GAP_SHARE = 0.5  # of the paper's gap
@@ -118,7 +118,7 @@ CLAIMS = {
             ),
             higher("coverage", "GAN+Pairing", "GAN"),
             higher("coverage", "GAN+Pairing", "GAN+R1"),
-            same("precision", "GAN+Pairing", "GAN", EQUAL_PRECISION),
+            not_lower("precision", "GAN+Pairing", "GAN", EQUAL_PRECISION),
         ),
     ),
     "C3": Claim(

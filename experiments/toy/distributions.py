@@ -109,8 +109,8 @@ def circle_of_gaussians(name: str, number: int, radius: float, std: float) -> Ga
 
 
 # The paper gives no sizes; those of Lin et al. (PacGAN, NeurIPS 2018, section 4.1) are published.
-VERTICAL = GaussianMixture("Vertical Gaussians", tuple((0.0, 2.0 * index) for index in range(-2, 3)), std=0.2)
+VERTICAL = GaussianMixture("Vertical Gaussians", tuple((0.0, 2.0 * index) for index in range(-2, 3)), std=0.3)
 RING = Ring("Ring", radius=1.0, std=0.05)
-GRID = grid("Grid of 25 Gaussians", 5, spacing=2.0, std=0.1)
+GRID = grid("Grid of 25 Gaussians", 5, spacing=0.5, std=0.06)
 PACGAN_RING = circle_of_gaussians("PacGAN's ring of 8 Gaussians", 8, radius=1.0, std=0.01)
 PACGAN_GRID = grid("PacGAN's grid of 25 Gaussians", 5, spacing=2.0, std=0.05)

@@ -30,11 +30,11 @@ class Study:
 
 
 _ALL = (
-    Study("vertical", "Vertical Gaussians", VERTICAL, Settings()),
-    Study("ring", "Ring", RING, Settings()),
-    Study("grid", "Grid of 25 Gaussians", GRID, Settings()),
-    Study("pacgan-ring", "PacGAN's ring of 8 Gaussians", PACGAN_RING, Settings()),
-    Study("pacgan-grid", "PacGAN's grid of 25 Gaussians", PACGAN_GRID, Settings()),
+    Study("vertical", "Vertical Gaussians", VERTICAL, Settings(r1_gamma=0.2)),
+    Study("ring", "Ring", RING, Settings(lr=5e-4, r1_gamma=0.03)),
+    Study("grid", "Grid of 25 Gaussians", GRID, Settings(steps=8000, r1_gamma=0.01)),
+    Study("pacgan-ring", "PacGAN's ring of 8 Gaussians", PACGAN_RING, Settings(steps=4000)),
+    Study("pacgan-grid", "PacGAN's grid of 25 Gaussians", PACGAN_GRID, Settings(steps=4000)),
 )
 STUDIES = {study.name: study for study in _ALL}
 
