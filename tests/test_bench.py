@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench import conv_rate, train_speed
+from bench import conv_rate, toy_speed, train_speed
 from dnnlib import UserError
 from training.options import Options
 
@@ -75,3 +75,12 @@ def test_the_rate_of_a_convolution_is_its_arithmetic_over_the_best_time(monkeypa
     clock = iter([0.0, 5.0, 10.0, 12.0, 20.0, 24.0])
     monkeypatch.setattr(conv_rate.time, "perf_counter", lambda: next(clock))
     assert conv_rate.conv_rate(CPU, channels=8, resolution=4, batch=3, repeats=3) == 3 * (2 * 3 * 8 * 8 * 9 * 4 * 4) / 2.0
+
+
+@pytest.mark.slow
+def test_toy_speed_compares_both_ways_in_one_line():
+    result = CliRunner().invoke(toy_speed.main, ["--steps=2", "--repeats=1", "--workers=1", "--json"], catch_exceptions=False)
+    figures = json.loads(result.stdout)
+    assert result.exit_code == 0 and figures["models"] == 5
+    assert set(figures["model_steps_per_second"]) == set(toy_speed.NAMES)
+    assert figures["speedup"] == pytest.approx(figures["side_by_side"] / figures["one_at_a_time"], abs=0.05)

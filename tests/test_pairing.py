@@ -61,6 +61,19 @@ def test_targets_select_the_own_latent_among_gathered_ones():
         torch.testing.assert_close(a, b)
 
 
+def test_leading_dimensions_are_separate_tasks():
+    draw = torch.Generator().manual_seed(0)
+    e_x, e_z = (torch.nn.functional.normalize(torch.randn([3, 8, 5], generator=draw), dim=2) for _ in range(2))
+    permutation = torch.stack([random_derangement(8, generator=draw) for _ in range(3)])
+    for joint, single in (
+        (infonce(e_x, e_z, 0.2), [infonce(a, b, 0.2) for a, b in zip(e_x, e_z)]),
+        (infonce(e_x, e_z, 0.2, torch.arange(8).flip(0)), [infonce(a, b, 0.2, torch.arange(8).flip(0)) for a, b in zip(e_x, e_z)]),
+        (binary_pairing(e_x, e_z, 0.2, permutation), [binary_pairing(a, b, 0.2, p) for a, b, p in zip(e_x, e_z, permutation)]),
+    ):
+        for values, wanted in zip(joint, zip(*single)):
+            torch.testing.assert_close(values, torch.stack(wanted))
+
+
 @pytest.mark.parametrize("n", [2, 3, 64])
 def test_derangement_has_no_fixed_point(n):
     for seed in range(20):

@@ -14,7 +14,7 @@ from experiments.paper.checks import Contrast
 from experiments.paper.claims import CLAIMS
 from experiments.paper.results import build_result, read_result, result_path, rows_of, summarize, versions, write_result
 from experiments.paper.run import make_protocol
-from experiments.paper.tables import aligned, main_table, page
+from experiments.paper.tables import aligned, main_tables, page
 from experiments.paper.toy_experiments import EXPERIMENTS, choose_experiments
 from experiments.toy.measures import MEASURES
 from experiments.toy.methods import METHODS
@@ -152,7 +152,7 @@ def cells(table):
 
 def test_the_table_sets_ours_beside_the_published():
     experiment, result = EXPERIMENTS["table1"], result_for("table1")
-    header, _, *body = cells(main_table(experiment, result))
+    header, _, *body = cells(main_tables(experiment, result)[0])
     assert header[:7] == ["method", "precision", "published", "recall", "published", "coverage", "published"]
     assert [row[0] for row in body] == list(experiment.methods)
     ours = rows_for(experiment)
@@ -164,7 +164,7 @@ def test_the_table_sets_ours_beside_the_published():
 
 
 def test_rows_without_published_figures_have_a_dash():
-    rows = {row[0]: row for row in cells(main_table(EXPERIMENTS["tableA"], result_for("tableA")))}
+    rows = {row[0]: row for row in cells(main_tables(EXPERIMENTS["tableA"], result_for("tableA"))[0])}
     assert rows["GAN+Pairing"][2] == "–" and rows["MS-GAN+R1"][2] == "0.354"
 
 

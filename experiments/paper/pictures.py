@@ -110,6 +110,7 @@ PICTURES: dict[str, tuple[str, ...]] = {
     "table2": ("film", "expansion"),
     "tableA": ("scatter", "film"),
     "figure1": ("transport", "scatter"),
+    "far": ("transport", "film"),
     "figure2": ("scatter", "density"),
     "figure6": ("scatter",),
     "figure7": ("scatter",),

@@ -8,7 +8,7 @@ from typing import Any
 from dnnlib import UserError
 from experiments.paper.claims import CLAIMS
 from experiments.paper.results import read_result, result_path, rows_of
-from experiments.paper.tables import aims_table, aligned, claims_text, count_seeds, differences_table, main_table
+from experiments.paper.tables import aims_table, aligned, claims_text, count_seeds, differences_table, main_tables
 from experiments.paper.toy_experiments import EXPERIMENTS
 
 SUMMARY_FILE = "summary.md"
@@ -46,7 +46,7 @@ def report(out: pathlib.Path) -> str:
     sections = ["# The toy experiments: ours beside the paper's", "## Verdicts", _verdicts(found)]
     for name, result in found.items():
         experiment = EXPERIMENTS[name]
-        sections += [f"## {experiment.title}", main_table(experiment, result)]
+        sections += [f"## {experiment.title}", *main_tables(experiment, result)]
         sections += [claims_text(result)] if result["claims"] else []
         sections += [f"Aims: {aims_table(result['aims'])}"] if result["aims"] else []
         sections += [differences_table(experiment, rows_of(result))] if experiment.comparisons else []

@@ -8,11 +8,11 @@ from typing import Any
 from experiments.paper.checks import CONFIDENCE, Rows, higher
 from experiments.paper.claims import describe
 from experiments.paper.results import rows_of
-from experiments.paper.toy_experiments import Experiment
+from experiments.paper.toy_experiments import PRDC, Experiment
 from experiments.toy.measures import MEASURES
 
 NONE = "–"
-COUNTS = ("modes",)  # figures that are shown with one decimal
+DECIMALS = {"modes": 1, "collision": 5}  # of figures that are not shown with three
 COMPARED = ("precision", "recall", "coverage")
 
 
@@ -31,7 +31,7 @@ def page(experiment: Experiment, result: Mapping[str, Any], pictures: Sequence[s
     parts = [
         f"# {experiment.title}",
         _introduction(result),
-        main_table(experiment, result),
+        *main_tables(experiment, result),
         _legend(experiment),
         *shown,
         *(["## Claims of the paper", claims_text(result)] if result["claims"] else []),
@@ -45,16 +45,22 @@ def page(experiment: Experiment, result: Mapping[str, Any], pictures: Sequence[s
     return "\n\n".join(parts) + "\n"
 
 
-def main_table(experiment: Experiment, result: Mapping[str, Any]) -> str:
-    """Our mean ± standard deviation of each shown column, beside the published figure where there is one."""
+def main_tables(experiment: Experiment, result: Mapping[str, Any]) -> list[str]:
+    """Fidelity and diversity, and what else the experiment shows, as two tables, so that each fits a page."""
+    groups = [metric for metric in experiment.columns if metric in PRDC], [metric for metric in experiment.columns if metric not in PRDC]
+    return [main_table(result, columns) for columns in groups if columns]
+
+
+def main_table(result: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """Our mean ± standard deviation of each column, beside the published figure where there is one."""
     published = {metric for figures in result["paper"].values() for metric in figures}
     header = ["method"]
-    for metric in experiment.columns:
+    for metric in columns:
         header += [metric, "published"] if metric in published else [metric]
     lines = []
     for method, figures in result["rows"].items():
         line = [method]
-        for metric in experiment.columns:
+        for metric in columns:
             line.append(_mean_and_std(metric, figures.get(metric)))
             if metric in published:
                 line.append(_number(metric, result["paper"].get(method, {}).get(metric)))
@@ -147,7 +153,7 @@ def _mean_and_std(metric: str, figure: Mapping[str, Any] | None) -> str:
 def _number(metric: str, value: float | None) -> str:
     if value is None:
         return NONE
-    return f"{value:.1f}" if metric in COUNTS else f"{value:.3f}"
+    return f"{value:.{DECIMALS.get(metric, 3)}f}"
 
 
 def _interval(interval: Sequence[float] | None) -> str:

@@ -92,6 +92,14 @@ _ALL = (
         claims=("C1b", "C1b-shares"),
     ),
     Experiment(
+        "far",
+        "Table 1 with the modes further apart: which methods starve a mode.",
+        "vertical-far",
+        FOUR,
+        OF_MIXTURES,
+        claims=("C1", "C1b", "C1b-shares"),
+    ),
+    Experiment(
         "figure2",
         "Figure 2: how four GANs fill the ring.",
         "ring",

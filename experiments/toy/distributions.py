@@ -110,6 +110,7 @@ def circle_of_gaussians(name: str, number: int, radius: float, std: float) -> Ga
 
 # The paper gives no sizes; those of Lin et al. (PacGAN, NeurIPS 2018, section 4.1) are published.
 VERTICAL = GaussianMixture("Vertical Gaussians", tuple((0.0, 2.0 * index) for index in range(-2, 3)), std=0.3)
+VERTICAL_FAR = dataclasses.replace(VERTICAL, name="Vertical Gaussians, further apart", std=0.2)
 RING = Ring("Ring", radius=1.0, std=0.05)
 GRID = grid("Grid of 25 Gaussians", 5, spacing=0.5, std=0.06)
 PACGAN_RING = circle_of_gaussians("PacGAN's ring of 8 Gaussians", 8, radius=1.0, std=0.01)

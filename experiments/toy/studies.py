@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from dnnlib import UserError
-from experiments.toy.distributions import GRID, PACGAN_GRID, PACGAN_RING, RING, VERTICAL, Target
+from experiments.toy.distributions import GRID, PACGAN_GRID, PACGAN_RING, RING, VERTICAL, VERTICAL_FAR, Target
 from experiments.toy.methods import Settings
 
 
@@ -31,6 +31,7 @@ class Study:
 
 _ALL = (
     Study("vertical", "Vertical Gaussians", VERTICAL, Settings(r1_gamma=0.2)),
+    Study("vertical-far", "Vertical Gaussians, further apart", VERTICAL_FAR, Settings(r1_gamma=0.2)),
     Study("ring", "Ring", RING, Settings(lr=5e-4, r1_gamma=0.03)),
     Study("grid", "Grid of 25 Gaussians", GRID, Settings(steps=8000, r1_gamma=0.01)),
     Study("pacgan-ring", "PacGAN's ring of 8 Gaussians", PACGAN_RING, Settings(steps=4000)),

@@ -26,7 +26,7 @@ from experiments.toy.studies import STUDIES, Study
 
 METHOD = METHODS["GAN+Pairing+R1"]
 MEASURED = ("coverage", "precision")
-FACTORS = {"pairing_weight": (0.0, 0.2, 1.0, 4.0, 16.0), "tau": (0.5, 1.0, 2.0, 5.0), "r1_gamma": (0.0, 0.2, 1.0, 10.0), "lr": (0.3, 1.0, 3.0)}
+FACTORS = {"pairing_weight": (0.2, 1.0, 4.0, 16.0), "tau": (0.5, 1.0, 3.0), "r1_gamma": (0.2, 1.0, 10.0), "lr": (0.3, 1.0, 3.0)}
 LABELS = {"pairing_weight": "lambda", "tau": "tau", "r1_gamma": "R1 gamma", "lr": "learning rate"}
 
 
