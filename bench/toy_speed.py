@@ -4,7 +4,7 @@
 
 A model-step is one step of D and one of G with P, at the batch of the tables, for one model. One at a time means a loop of nn.Linear, autograd and
 the default Adam for each model, with 1 and with all threads; the faster of the two counts. Side by side is the trainer of
-`experiments.toy` in worker processes, one per core, five models each, as `reproduce.py` runs it.
+`experiments.toy` in worker processes, one per core, ten models each, as `reproduce.py` runs it.
 """
 
 from __future__ import annotations

@@ -81,6 +81,6 @@ def test_the_rate_of_a_convolution_is_its_arithmetic_over_the_best_time(monkeypa
 def test_toy_speed_compares_both_ways_in_one_line():
     result = CliRunner().invoke(toy_speed.main, ["--steps=2", "--repeats=1", "--workers=1", "--json"], catch_exceptions=False)
     figures = json.loads(result.stdout)
-    assert result.exit_code == 0 and figures["models"] == 5
+    assert result.exit_code == 0 and figures["models"] == 10
     assert set(figures["model_steps_per_second"]) == set(toy_speed.NAMES)
     assert figures["speedup"] == pytest.approx(figures["side_by_side"] / figures["one_at_a_time"], abs=0.05)

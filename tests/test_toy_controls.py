@@ -25,7 +25,7 @@ def test_an_invertible_generator_can_be_collapsed():
     exact, spot, folded, line = (rows[name] for name in ("one mode, exactly", "a spot in one mode", "one mode, folded", "a line"))
     for row in (exact, spot):  # invertible, and yet most of the target is missing
         assert row["folded"] == 0 and row["identification"] > 0.5 and row["modes"] == 1 and row["coverage"] < 0.25
-    assert exact["precision"] > 0.9 and spot["coverage"] < 0.05
+    assert exact["precision"] > 0.9 and spot["coverage"] < 0.08
     assert folded["folded"] == pytest.approx(0.5, abs=0.05) and folded["modes"] == 1
     assert line["squeeze"] < 1e-6 and line["modes"] == 5
 

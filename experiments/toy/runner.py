@@ -1,6 +1,6 @@
 """Trains and measures the models of a study side by side on all cores, and keeps each as a part (experiments.toy.parts).
 
-Models of one method are stacked, five seeds at a time, and every worker process takes one stack on one core: two workers with a thread each
+Models of one method are stacked, ten seeds at a time, and every worker process takes one stack on one core: two workers with a thread each
 do about twice what one process with two threads does on matrices of this size.
 """
 
@@ -26,7 +26,7 @@ from experiments.toy.parts import Part, load_part, part_path, save_part
 from experiments.toy.studies import Study
 from experiments.toy.trainer import train
 
-SEEDS_PER_JOB = 5
+SEEDS_PER_JOB = 10
 FILM_SEED = 0
 FILM_STEPS = (0, 100, 300, 1000, 3000)  # states that are kept of that seed, besides the last
 # glibc gives blocks of over 128 KiB back to the system when they are freed, and a fresh page costs more than the arithmetic done on it.
