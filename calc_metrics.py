@@ -1,16 +1,23 @@
-"""Measures a trained network: FID, KID, IS, precision, recall, density and coverage by name, from one pass over data and generator.
+"""Measures trained networks, and compares any two sets of images, by name of metric, from one pass over each side.
 
     python calc_metrics.py --network=runs/00000-.../network-snapshot-001000.safetensors --metrics=fid50k_full,pr50k3,coverage
+    python calc_metrics.py --network=runs/00000-... --metrics=coverage       # all its snapshots, going on where it stopped
+    python calc_metrics.py --real=photos.zip --fake=pictures/ --metrics=fid50k_full
+    python calc_metrics.py plot runs/00000-... runs/00001-...
 
-The metrics are in the package `metrics`; this file only connects them to a network file, a data set and the screen.
+The metrics are in the package `metrics`; this file only connects them to networks, data sets and the screen.
 """
 
 from __future__ import annotations
 
+import functools
+import glob
 import json
 import os
 import pathlib
+import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -19,16 +26,36 @@ import torch
 from dnnlib import EasyDict, UserError, download
 from dnnlib.cli import CommaList, run_command
 from metrics import registry, report
+from metrics.collectors import Rows
+from metrics.detectors import detector_name, get_detector
+from metrics.feature_cache import FeatureCache
+from metrics.feature_files import FeatureFile, is_feature_file, load_features, save_features
+from metrics.features import broadcast
+from metrics.sources import DataSide, FileSide, GeneratorSide, Images, PassOptions, Side, check_sizes
 from training.config import choose_device
 from training.dataset import ImageFolderDataset
 from training.networks import load_network
 
 DATASET_OPTIONS = ("path", "use_labels", "max_size", "xflip", "random_seed")
+NETWORK_SUFFIXES = (".safetensors", ".pkl")
+MAX_SHOWN = 50_000  # images of a side that `show` looks through
+REAL_STREAM = 1  # so that a network on the real side shares no latent with one on the other
 
 
-@click.command()
-@click.option("--network", help="Network file or URL", metavar="PATH", required=True)
+class ComparedImages(ImageFolderDataset):
+    """Images that are only looked at: of any one size, not of the sizes that networks make."""
+
+    def _check_resolution(self, expected: int | None) -> None:
+        return
+
+
+@click.group(invoke_without_command=True)
+@click.option("--network", help="Network file or URL, run directory, or pattern of several", metavar="PATH")
+@click.option("--real", help="Real side of a comparison: data set, network or feature file", metavar="PATH")
+@click.option("--fake", help="Other side of it: data set, network or feature file", metavar="PATH")
 @click.option("--metrics", help="Comma-separated metrics, or none", metavar="a,b", type=CommaList(), default="fid50k_full", show_default=True)
+@click.option("--save-features", help="Write the features of --real or --fake to this file instead", metavar="FILE")
+@click.option("--samples", help="Generated images whose features are saved", type=click.IntRange(min=2), default=50_000, show_default=True)
 @click.option("--data", help="Data set to compare with, folder or zip  [default: the network's own]", metavar="PATH")
 @click.option("--mirror", help="Whether mirrored copies count as data for fid50k, kid50k, pr50k3  [default: as in training]", type=bool)
 @click.option("--gpus", help="Number of processes; more than 1 through torchrun", type=click.IntRange(min=1), default=1, show_default=True)
@@ -38,38 +65,42 @@ DATASET_OPTIONS = ("path", "use_labels", "max_size", "xflip", "random_seed")
 @click.option("--batch", help="Images per detector call", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--verbose", help="Show progress and the use of the cache", type=bool, default=True, show_default=True)
 @click.option("--no-cache", help="Compute the features of real images anew and keep none", is_flag=True)
-def main(**options: Any) -> None:
-    """Measures a trained network against its data set.
+@click.pass_context
+def main(context: click.Context, **options: Any) -> None:
+    """Measures trained networks against their data set, or compares any two sets of images.
 
     Prints a table and one JSON line per metric, and appends the lines to metric-NAME.jsonl beside a network that lies in its run directory.
     """
+    given = [name for name in options if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+    if context.invoked_subcommand is not None:
+        if given:
+            raise UserError(f"--{given[0].replace('_', '-')} is no option of `{context.invoked_subcommand}`; put its options behind it")
+        return
     opts = EasyDict(options)
-    specs = registry.parse_metrics(opts.metrics, opts.detector)
-    device = _start(opts.device, opts.gpus)
-    registry.check_detectors(specs)
-    G, dataset_kwargs = _load(opts.network, device, opts.data, opts.mirror)
+    _check_choice(opts)
+    opts.specs = registry.parse_metrics(opts.metrics, opts.detector)
+    opts.run_on = _start(opts.device, opts.gpus)
+    try:
+        if opts.save_features:
+            _save(opts)
+        elif opts.network:
+            _measure_networks(opts)
+        else:
+            _compare(opts)
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
-    def make_dataset(**overrides: Any) -> ImageFolderDataset:
-        return ImageFolderDataset(**{**dataset_kwargs, **overrides})
 
-    chatty = opts.verbose and _rank() == 0
-    lines = registry.compute_metrics(
-        opts.metrics,
-        G=G,
-        dataset=make_dataset(),
-        make_dataset=make_dataset,
-        device=device,
-        detector=opts.detector,
-        metric_seed=opts.metric_seed,
-        batch_detector=opts.batch,
-        cache=not opts.no_cache,
-        progress=chatty,
-        log=(lambda text: print(text, file=sys.stderr)) if chatty else None,
-    )
-    if _rank() == 0:
-        _publish(lines, opts.network)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+def _check_choice(opts: EasyDict) -> None:
+    """Raises UserError unless the options name one thing to do."""
+    sides = [name for name in ("real", "fake") if opts[name]]
+    if opts.network and sides:
+        raise UserError(f"--network measures a network by its data set and --{sides[0]} names the sides of a comparison; give one or the other")
+    if opts.save_features and len(sides) != 1:
+        raise UserError("--save-features writes the features of one side; give either --real or --fake with it")
+    if not opts.network and not opts.fake and not opts.save_features:
+        raise UserError("nothing to measure: give --network, or --real and --fake; `calc_metrics.py --help` shows all options")
 
 
 def _rank() -> int:
@@ -89,12 +120,109 @@ def _start(device: str, gpus: int) -> torch.device:
     return chosen
 
 
+def _log(opts: EasyDict) -> Callable[[str], None] | None:
+    """Where lines about the cache and the progress go."""
+    return (lambda text: print(text, file=sys.stderr, flush=True)) if opts.verbose and _rank() == 0 else None
+
+
+def _cache(opts: EasyDict) -> FeatureCache:
+    return FeatureCache(enabled=not opts.no_cache, log=_log(opts))
+
+
+def _say(opts: EasyDict, text: str) -> None:
+    log = _log(opts)
+    if log is not None:
+        log(text)
+
+
+# Networks against their data sets.
+
+
+def find_networks(given: str) -> list[str]:
+    """The network files that --network names: itself, those of a run directory, or those that a pattern matches, by directory and kimg.
+
+    Raises:
+        UserError: a directory or a pattern without networks.
+    """
+    if download.is_url(given) or os.path.isfile(given):
+        return [given]
+    places = [given] if os.path.isdir(given) else sorted(glob.glob(given))
+    if not places and not glob.has_magic(given):
+        return [given]  # reading it will tell what is wrong with it
+    found = []
+    for place in places:
+        if not os.path.isdir(place):
+            found += [place] if place.endswith(NETWORK_SUFFIXES) else []
+            continue
+        found += [path for suffix in NETWORK_SUFFIXES for path in glob.glob(os.path.join(glob.escape(place), f"network-snapshot-*{suffix}"))]
+    if not found:
+        raise UserError(f"--network={given} holds no network-snapshot-*.safetensors or .pkl; give a network, a run directory, or a pattern of these")
+    return sorted(set(found), key=lambda path: (os.path.dirname(path), _kimg(path), path))
+
+
+def _kimg(path: str) -> int:
+    numbers = re.findall(r"\d+", pathlib.Path(path).stem)
+    return int(numbers[-1]) if numbers else 0
+
+
+def _measure_networks(opts: EasyDict) -> None:
+    """Measures every network that --network names; of several, those that have their lines already are passed over."""
+    registry.check_detectors(opts.specs)
+    paths = broadcast(find_networks(opts.network) if _rank() == 0 else None)
+    real_side = functools.lru_cache(maxsize=1)(functools.partial(_training_data, opts))  # snapshots of a run share features of real images
+    failed = []
+    for index, path in enumerate(paths):
+        if len(paths) > 1:
+            _say(opts, f"{path} ({index + 1} of {len(paths)})")
+        try:
+            _measure_network(opts, path, real_side, resuming=len(paths) > 1)
+        except UserError as error:
+            if len(paths) == 1:
+                raise
+            failed.append(path)
+            print(f"Warning: {path} is passed over: {error}", file=sys.stderr)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(paths)} networks could not be measured, the first of them {failed[0]}; the reasons stand above")
+
+
+def _training_data(opts: EasyDict, kwargs: tuple) -> DataSide:
+    return DataSide(lambda **overrides: ImageFolderDataset(**{**dict(kwargs), **overrides}), cache=_cache(opts))
+
+
+def _measure_network(opts: EasyDict, path: str, real_side: Callable[[tuple], DataSide], resuming: bool) -> None:
+    """Measures one network, prints what comes out, and keeps it where the network lies in a run directory."""
+    G, kwargs = _load(path, opts.run_on, opts.data, opts.mirror)
+    real = real_side(tuple(kwargs.items()))
+    fake = _generator_side(opts, G, real.dataset(), given=ImageFolderDataset(**kwargs))
+    run_dir = pathlib.Path(path).parent
+    in_run = not download.is_url(path) and (run_dir / "training_options.json").is_file()
+    names = opts.metrics
+    if resuming and in_run:
+        names = _still_to_do(opts, real, fake, path)
+        if len(names) < len(opts.specs):
+            _say(opts, f"{len(opts.specs) - len(names)} of {len(opts.specs)} metrics are in its metric-*.jsonl by the same protocol and are skipped")
+    _publish(_lines(opts, names, real, fake), path, run_dir if in_run else None)
+
+
+def _still_to_do(opts: EasyDict, real: Side, fake: Side, path: str) -> list[str]:
+    """The metrics that a run directory has no line for, of this snapshot and by this protocol."""
+    folder, name = os.path.split(path)
+    plans = registry.planned_protocols(opts.metrics, real=real, fake=fake, device=opts.run_on, detector=opts.detector, metric_seed=opts.metric_seed)
+    todo = [spec.protocol.name for spec in opts.specs if not report.is_measured(folder, spec.name, name, plans[spec.name])]
+    return broadcast(todo)
+
+
 def _load(network: str, device: torch.device, data: str | None, mirror: bool | None) -> tuple[torch.nn.Module, dict]:
     """The averaged generator of a network file or URL, and the arguments of the data set to compare it with."""
+    networks = _load_networks(network)
+    return networks.G_ema.to(device), _dataset_kwargs(networks.meta, networks.G_ema, data, mirror)
+
+
+def _load_networks(network: str) -> EasyDict:
     networks = load_network(download.fetch(network))
     if "G_ema" not in networks:
         raise UserError(f"--network={network} holds no generator G_ema; give a snapshot that train.py wrote, or a StyleGAN2-ADA .pkl")
-    return networks.G_ema.to(device), _dataset_kwargs(networks.meta, networks.G_ema, data, mirror)
+    return networks
 
 
 def _dataset_kwargs(meta: dict, G: torch.nn.Module, data: str | None, mirror: bool | None) -> dict:
@@ -111,17 +239,152 @@ def _dataset_kwargs(meta: dict, G: torch.nn.Module, data: str | None, mirror: bo
     return kwargs
 
 
-def _publish(lines: list[dict], network: str) -> None:
-    """Prints the table and the JSON lines, and keeps the lines where the network lies in a run directory."""
-    run_dir = pathlib.Path(network).parent
-    in_run = not download.is_url(network) and (run_dir / "training_options.json").is_file()
-    stamped = [report.stamp_line(line, network, run_dir if in_run else None) for line in lines]
+def _generator_side(opts: EasyDict, G: torch.nn.Module, labels: Any, **options: Any) -> GeneratorSide:
+    return GeneratorSide(G, labels, opts.run_on, seed=opts.metric_seed, batch_detector=opts.batch, **options)
+
+
+def _lines(opts: EasyDict, names: list[str], real: Side | None, fake: Side) -> list[dict]:
+    """Measures, with what the options say about how."""
+    chatty = _log(opts) is not None
+    how = {"device": opts.run_on, "detector": opts.detector, "metric_seed": opts.metric_seed, "batch_detector": opts.batch, "progress": chatty}
+    return registry.compare(names, real=real, fake=fake, **how)
+
+
+def _publish(lines: list[dict], network: str | None, run_dir: pathlib.Path | None, sides: dict[str, str] | None = None) -> None:
+    """Prints the table and the JSON lines, and keeps the lines in a run directory where there is one."""
+    if _rank() != 0:
+        return
+    stamped = [report.stamp_line(line, network, run_dir, sides) for line in lines]
     if stamped:
         print(report.format_table(stamped))
     for line in stamped:
-        print(json.dumps(line))
-        if in_run:
+        print(json.dumps(line), flush=True)
+        if run_dir is not None:
             report.write_line(line, run_dir)
+
+
+# Any two sides.
+
+
+def open_side(opts: EasyDict, given: str, role: str) -> Side:
+    """A side of a comparison: a folder or zip of images, a feature file, or a network.
+
+    Args:
+        opts: options of the command; `run_on` is the device.
+        given: what --real or --fake names; role: "real" or "fake".
+
+    Raises:
+        UserError: none of these, or one that cannot be read.
+    """
+    name = f"--{role}={given}"
+    path = pathlib.Path(given)
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        dataset = ComparedImages(given)
+        dataset = ComparedImages(given, use_labels=True) if dataset.labels_in_file else dataset
+        return DataSide(lambda **overrides: dataset, name, _cache(opts))
+    if path.is_file() and is_feature_file(path):
+        return FileSide(load_features(path))
+    if path.suffix not in NETWORK_SUFFIXES and not download.is_url(given):
+        raise UserError(f"{name} is no folder or .zip of images, no network (.safetensors, .pkl) and no feature file")
+    local = download.fetch(given)
+    networks = _load_networks(str(local))
+    G = networks.G_ema.to(opts.run_on)
+    labels = ImageFolderDataset(**_dataset_kwargs(networks.meta, G, opts.data, False)) if G.c_dim > 0 else None
+    fingerprint = download.file_digest(local) if role == "real" else "generator"
+    return _generator_side(opts, G, labels, name=name, stream=REAL_STREAM if role == "real" else 0, fingerprint=fingerprint)
+
+
+def _follow_files(opts: EasyDict, sides: list[Side]) -> None:
+    """Lets feature files choose the detector where --detector does not."""
+    names = {side.file.detector for side in sides if isinstance(side, FileSide)}
+    if opts.detector is None and len(names) == 1:
+        (name,) = names
+        has_images = any(not isinstance(side, FileSide) for side in sides)
+        if has_images and name not in ("inception", "vgg16", "embedded"):
+            raise UserError(f"the feature file was made by a detector {name} of its owner's; name it by --detector=PATH for the other side")
+        opts.detector = name
+
+
+def _compare(opts: EasyDict) -> None:
+    """Compares --real and --fake and prints what comes out."""
+    paths = {role: opts[role] for role in ("real", "fake") if opts[role]}
+    sides = {role: open_side(opts, path, role) for role, path in paths.items()}
+    _follow_files(opts, list(sides.values()))
+    lines = _lines(opts, opts.metrics, sides.get("real"), sides["fake"])
+    _publish(lines, opts.fake if sides["fake"].G is not None else None, None, paths)
+
+
+def _save(opts: EasyDict) -> None:
+    """Writes a feature file of --real or --fake."""
+    role = "real" if opts.real else "fake"
+    detectors = list(dict.fromkeys(spec.detector for spec in opts.specs if spec.detector is not None))
+    if len(detectors) != 1:
+        raise UserError(f"--save-features needs one detector, found {', '.join(detectors) or 'none'}; give --detector or metrics of one")
+    side = open_side(opts, opts[role], role)
+    if isinstance(side, FileSide):
+        raise UserError(f"--{role}={opts[role]} is a feature file already; name the images")
+    detector = get_detector(detectors[0], opts.run_on)
+    want = side.want(detector, Rows, side.available() or opts.samples, sampled=False)
+    tensors = side.collect({want: detector}, PassOptions(opts.batch, opts.run_on, workers=3, progress=_log(opts) is not None))
+    if _rank() == 0:
+        labels = side.labels(want)
+        facts = {"detector": detector_name(detectors[0]), "digest": detector.digest, "resize": detector.resize, "source": want.source}
+        path = pathlib.Path(opts.save_features)
+        file = FeatureFile(path, tensors[want]["rows"], labels if labels.shape[1] else None, **facts, image_size=side.image_size())
+        save_features(file)
+        print(f"{path}: {len(file.rows):,} features of {detector.feature_dim} dimensions by {detector.name} of {opts[role]}")
+
+
+# What was measured, to look at.
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--out", help="Common beginning of the files", metavar="PATH", default="metrics", show_default=True)
+@click.option("--title", help="Heading of the pictures", default="", metavar="TEXT")
+def plot(runs: tuple[str, ...], out: str, title: str) -> None:
+    """Draws what metric-*.jsonl of run directories say, over training: curves, and precision against recall and coverage.
+
+    Runs that differ by their seed only are one line with a band. Figures of different protocols are refused.
+    """
+    from metrics import trajectories  # here, because it loads matplotlib, which measuring does without
+
+    for path in trajectories.plot(trajectories.load_runs([pathlib.Path(run) for run in runs]), pathlib.Path(out), title):
+        print(path)
+
+
+@main.command()
+@click.option("--real", help="Real images: folder or zip", metavar="PATH", required=True)
+@click.option("--fake", help="Images to look at: network, folder or zip", metavar="PATH", required=True)
+@click.option("--data", help="Data set of a conditional network's labels  [default: its own]", metavar="PATH")
+@click.option("--out", help="Common beginning of the files", metavar="PATH", default="look", show_default=True)
+@click.option("--detector", help="inception, vgg16, embedded or a TorchScript file", default="vgg16", show_default=True, metavar="NAME|PATH")
+@click.option("--samples", help="Images of --fake  [default: as many as real ones]", type=click.IntRange(min=2))
+@click.option("--count", help="Pairs of images on a sheet", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--nearest-k", help="Neighbours that set a radius", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--device", help="Where to compute", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--metric-seed", help="Seed of latents and labels", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--batch", help="Images per detector call", type=click.IntRange(min=1), default=64, show_default=True)
+def show(**options: Any) -> None:
+    """Writes sheets of images: reals that are not covered, fakes off the manifold, and the nearest real image of each fake."""
+    from metrics.show import make_sheets  # here, because measuring does without
+
+    opts = EasyDict(options, verbose=False, no_cache=False, run_on=_start(options["device"], 1))
+    detector = get_detector(opts.detector, opts.run_on)
+    sides = {role: open_side(opts, opts[role], role) for role in ("real", "fake")}
+    for role, side in sides.items():
+        if isinstance(side, FileSide):
+            raise UserError(f"{side.name} holds features, but there are images to be shown; name the images by --{role}")
+    check_sizes([sides["fake"], sides["real"]])
+    # The real images are those of `coverage`, so that features which it left in the cache serve again.
+    counts = {"real": min(sides["real"].available() or MAX_SHOWN, MAX_SHOWN)}
+    counts["fake"] = min(opts.samples or counts["real"], sides["fake"].available() or MAX_SHOWN)
+    wants = {role: side.want(detector, Rows, counts[role], sampled=True) for role, side in sides.items()}
+    options = PassOptions(opts.batch, opts.run_on, workers=3)
+    features = [side.collect({wants[role]: detector}, options)[wants[role]]["rows"] for role, side in sides.items()]
+    images = [Images(side, wants[role]) for role, side in sides.items()]
+    for path in make_sheets(*images, *features, k=opts.nearest_k, out=pathlib.Path(opts.out), count=opts.count, device=opts.run_on):
+        print(path)
 
 
 if __name__ == "__main__":

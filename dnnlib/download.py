@@ -1,12 +1,14 @@
-"""Files by URL or path: a cache on disk with recorded digests, downloads that resume, one clear sentence when offline.
+"""Files by URL or path: a cache on disk with recorded digests, downloads that resume, mirrors, one clear sentence when offline.
 
-What is in the files is not this module's business.
+`fetch` serves what a user names; `fetch_published` serves files that this project names, from the address they are published at or from the
+mirrors of $DNNLIB_MIRRORS. What is in the files is not this module's business.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -14,7 +16,7 @@ import re
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import requests
 import tqdm
@@ -24,6 +26,10 @@ from dnnlib.files import atomic_write_text
 
 ATTEMPTS = 3
 CHUNK_BYTES = 1 << 16  # what a torn transfer loses at most
+MIRRORS_VARIABLE = "DNNLIB_MIRRORS"
+RETRIED_STATUS = (408, 429)  # client errors that pass: too slow, too often
+# A file that changed this lately may change again without its time of change moving on, so its digest is not remembered.
+SETTLED_NS = 2_000_000_000
 
 
 def cache_dir(*sub: str) -> pathlib.Path:
@@ -38,6 +44,10 @@ def cache_dir(*sub: str) -> pathlib.Path:
 def is_url(text: str | os.PathLike) -> bool:
     """Whether `text` names something by scheme, as in https://host/file, rather than a local path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", os.fspath(text)) is not None
+
+
+def _is_web(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
 
 
 def cached_path(url: str, folder: str | os.PathLike | None = None) -> pathlib.Path:
@@ -76,27 +86,88 @@ def fetch(
     if not is_url(url_or_path):
         return _local_file(pathlib.Path(url_or_path), digest)
     url = os.fspath(url_or_path)
-    if not url.lower().startswith(("http://", "https://")):
+    if not _is_web(url):
         raise UserError(f"{url} is neither a file nor an http or https URL")
     target = cached_path(url, None if cache_dir is None else _make_folder(pathlib.Path(cache_dir)))
-    with _exclusive(target):
-        if _cached_file_is_good(target, digest):
-            return target
-        found = _Download(url, target, timeout, verbose).run()
-        if digest is not None and found != digest.lower():
-            _partial(target).unlink(missing_ok=True)
-            raise UserError(f"{url} was downloaded but has SHA-256 {found} instead of {digest.lower()}; the file on the server is another one")
-        _keep(target, found)
-    return target
+    return _fetch_into(target, _Download(url, [url], target, digest, timeout, verbose))
+
+
+def fetch_published(name: str, bases: Sequence[str], *, digest: str | None = None, timeout: float = 30.0) -> pathlib.Path:
+    """A local file that is published as `base/name`: from a folder in $DNNLIB_MIRRORS, from the cache, or downloaded.
+
+    Downloads try the URLs of $DNNLIB_MIRRORS first, then `bases` in order. Wherever the file comes from, the cache keeps it under the URL of
+    the first base, so that changing mirrors does not download it again.
+
+    Args:
+        name: file name, as under every base.
+        bases: http(s) addresses at which the file is published, the original one first.
+        digest: SHA-256 that the file must have, in hex.
+        timeout: seconds without a byte after which a connection counts as broken.
+
+    Raises:
+        UserError: as `fetch`, and for a mirror that is neither a folder nor an http(s) URL.
+    """
+    mirrors = user_mirrors()
+    for folder in (pathlib.Path(mirror) for mirror in mirrors if not is_url(mirror)):
+        if (folder / name).is_file():
+            return _local_file(folder / name, digest)
+    published = [f"{base.rstrip('/')}/{name}" for base in bases]
+    mirrored = [f"{mirror.rstrip('/')}/{name}" for mirror in mirrors if is_url(mirror)]
+    target = cached_path(published[0])
+    remedy = f", or set {MIRRORS_VARIABLE} to a folder or URL that has {name}"
+    return _fetch_into(target, _Download(published[0], mirrored + published, target, digest, timeout, remedy=remedy))
+
+
+def user_mirrors() -> list[str]:
+    """The user's own mirrors from $DNNLIB_MIRRORS: folders or base URLs, separated by commas, in order of trial.
+
+    Raises:
+        UserError: an entry is neither an existing folder nor an http(s) URL.
+    """
+    mirrors = [entry.strip() for entry in os.environ.get(MIRRORS_VARIABLE, "").split(",") if entry.strip()]
+    for mirror in mirrors:
+        if not (_is_web(mirror) if is_url(mirror) else pathlib.Path(mirror).is_dir()):
+            raise UserError(f"{MIRRORS_VARIABLE} holds {mirror}, which is neither an existing folder nor an http or https URL")
+    return mirrors
+
+
+def discard(path: pathlib.Path) -> bool:
+    """Removes a file that turned out to be useless from the downloads, with its record; returns False for a file that is none of them."""
+    if path.parent != cache_dir("downloads"):
+        return False
+    with _exclusive(path):
+        path.unlink(missing_ok=True)
+        _record(path).unlink(missing_ok=True)
+    return True
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hex."""
+    """SHA-256 of a file, in hex. A file that stays as it is (size, times, inode) is read only once per process."""
+    status = os.stat(path)
+    identity = (os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    settled = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS
+    return _remembered_digest(*identity) if settled else _read_digest(path)
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered_digest(path: str, *identity: int) -> str:
+    return _read_digest(path)
+
+
+def _read_digest(path: str | os.PathLike) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while chunk := handle.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _fetch_into(target: pathlib.Path, download: _Download) -> pathlib.Path:
+    """The cached file `target`, downloaded where it is missing or damaged."""
+    with _exclusive(target):
+        if not _cached_file_is_good(target, download.digest):
+            _keep(target, download.run())
+    return target
 
 
 class _Broken(Exception):
@@ -109,50 +180,75 @@ class _Broken(Exception):
 
 @dataclasses.dataclass
 class _Download:
-    """One file on its way into its partial file beside `target`."""
+    """One file on its way into its partial file beside `target`, from the first of `sources` that gives it."""
 
     url: str
+    sources: Sequence[str]
     target: pathlib.Path
+    digest: str | None
     timeout: float
-    verbose: bool
+    verbose: bool = True
+    remedy: str = ""
 
     def run(self) -> str:
-        """Downloads with a few attempts; returns the SHA-256 of the complete partial file."""
-        for attempt in range(ATTEMPTS):
+        """Returns the SHA-256 of the complete partial file."""
+        reasons = []
+        for source in self.sources:
             try:
-                self._attempt()
-                return file_digest(_partial(self.target))
-            except requests.RequestException as error:
-                reason, final = _short_reason(error), isinstance(error, requests.exceptions.InvalidURL)
+                return self._from(source)
             except _Broken as error:
-                reason, final = str(error), error.final
+                reasons.append(str(error) if source == self.url else f"{source}: {error}")
+        remedy = f"go online, or save the file by hand as {self.target}, or give a local path instead{self.remedy}"
+        raise UserError(f"cannot download {self.url} ({'; '.join(reasons)}): {remedy}")
+
+    def _from(self, source: str) -> str:
+        """Downloads from one source with a few attempts; raises _Broken with the last one's reason."""
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                self._attempt(source)
+                return self._checked_digest()
+            except requests.RequestException as error:
+                broken = _Broken(_short_reason(error), final=isinstance(error, requests.exceptions.InvalidURL))
+            except _Broken as error:
+                broken = error
             except OSError as error:
                 raise UserError(f"cannot write {_partial(self.target)}: {error.strerror or error}") from error
-            if final or attempt == ATTEMPTS - 1:
-                break
-            time.sleep(0.2 * 4**attempt)
-        raise UserError(f"cannot download {self.url} ({reason}): go online, or save the file by hand as {self.target}, or give a local path instead")
+            if broken.final or attempt == ATTEMPTS:
+                raise broken
+            time.sleep(0.05 * 4**attempt)
 
-    def _attempt(self) -> None:
-        """One request, for the rest of the file where a part of it is here already."""
-        partial, validator_file = _partial(self.target), _validator_file(self.target)
+    def _checked_digest(self) -> str:
+        """SHA-256 of the complete partial file, which is removed where another one is wanted."""
+        found = file_digest(_partial(self.target))
+        if self.digest is not None and found != self.digest.lower():
+            _partial(self.target).unlink()
+            raise _Broken(f"the file there has SHA-256 {found} instead of {self.digest.lower()}", final=True)
+        return found
+
+    def _attempt(self, source: str) -> None:
+        """One request, for the rest of the file where a part of it came from this source before."""
+        partial, origin_file = _partial(self.target), _origin_file(self.target)
         start, validator = 0, ""
-        if partial.exists() and validator_file.exists():
-            start, validator = partial.stat().st_size, validator_file.read_text()
+        if partial.exists() and origin_file.exists():
+            origin, _, validator = origin_file.read_text().partition("\n")
+            start = partial.stat().st_size if origin == source else 0
         headers = {"Accept-Encoding": "identity"}
         if start and validator:
             headers |= {"Range": f"bytes={start}-", "If-Range": validator}
-        with requests.get(self.url, headers=headers, stream=True, timeout=self.timeout) as response:
+        with requests.get(source, headers=headers, stream=True, timeout=self.timeout) as response:
             if response.status_code == 416:
                 partial.unlink()
                 raise _Broken("the partial file did not fit the one on the server")
             if response.status_code not in (200, 206):
-                raise _Broken(f"the server answers {response.status_code} {response.reason}", final=response.status_code < 500)
+                final = response.status_code < 500 and response.status_code not in RETRIED_STATUS
+                raise _Broken(f"the server answers {response.status_code} {response.reason}", final)
             resumed = response.status_code == 206
             if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 partial.unlink(missing_ok=True)
                 raise _Broken("the server sent another part than was asked for")
-            atomic_write_text(validator_file, _validator(response))
+            atomic_write_text(origin_file, f"{source}\n{_validator(response)}")
             self._save(response, partial, start if resumed else 0)
 
     def _save(self, response: requests.Response, partial: pathlib.Path, start: int) -> None:
@@ -208,7 +304,7 @@ def _keep(target: pathlib.Path, digest: str) -> None:
         target.unlink(missing_ok=True)
         atomic_write_text(_record(target), digest + "\n")
         os.replace(_partial(target), target)
-        _validator_file(target).unlink(missing_ok=True)
+        _origin_file(target).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
@@ -241,8 +337,9 @@ def _partial(target: pathlib.Path) -> pathlib.Path:
     return target.with_name(f"{target.name}.part")
 
 
-def _validator_file(target: pathlib.Path) -> pathlib.Path:
-    return target.with_name(f"{target.name}.part.version")
+def _origin_file(target: pathlib.Path) -> pathlib.Path:
+    """Where the partial file comes from: its URL, and on the next line what `_validator` says."""
+    return target.with_name(f"{target.name}.part.origin")
 
 
 def _record(target: pathlib.Path) -> pathlib.Path:

@@ -1,12 +1,15 @@
-"""Measuring generators: FID, KID, IS, precision, recall, density and coverage as pure functions, and the protocols that apply them to a network.
+"""Measuring generators: FID, KID, IS, precision, recall, density, coverage and collision as pure functions, and the protocols that apply them.
 
-The pure functions are exported here. Named protocols (`fid50k_full`, `coverage`, ...) live in `metrics.registry`, detectors in
-`metrics.detectors`, the passes over data and generator in `metrics.features`, result lines in `metrics.report`.
+The pure functions are exported here; they take arrays or tensors of any float type, on any device, and know of no images and no network. What
+is doubtful about their input is said with a `MetricWarning`. Named protocols (`fid50k_full`, `coverage`, ...) live in `metrics.registry`,
+detectors in `metrics.detectors`, the passes over data and generator in `metrics.features`, result lines in `metrics.report`.
 """
 
+from metrics.collision import collision
 from metrics.frechet_inception_distance import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.kernel_inception_distance import kernel_distance
-from metrics.prdc import compute_prdc
+from metrics.points import MetricWarning
+from metrics.prdc import compute_prdc, coverage_ceiling
 
-__all__ = ["compute_prdc", "frechet_distance", "inception_score", "kernel_distance"]
+__all__ = ["MetricWarning", "collision", "compute_prdc", "coverage_ceiling", "frechet_distance", "inception_score", "kernel_distance"]

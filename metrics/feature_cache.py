@@ -1,6 +1,7 @@
 """Features and statistics of real images on disk, keyed by content: data set fingerprint, detector digest and protocol, never by a path.
 
-An entry is a safetensors file with a checksum of its tensors. One that cannot be read or does not match is discarded and computed again.
+An entry is a safetensors file with its key and a checksum of its tensors. One that cannot be read, is of another version of this code or does
+not match is discarded and computed again.
 """
 
 from __future__ import annotations
@@ -36,23 +37,24 @@ class FeatureCache:
 
     def path(self, key: dict) -> pathlib.Path:
         """The file of an entry; `key` is a JSON-able description of everything that its content depends on."""
-        text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
-        return self.folder / f"{key['detector']}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+        return self.folder / f"{key['detector']}-{hashlib.sha256(_key_text(key).encode()).hexdigest()[:32]}.safetensors"
 
     def load(self, key: dict) -> dict[str, torch.Tensor] | None:
-        """The tensors of an entry, or None where it is absent, damaged or not allowed."""
+        """The tensors of an entry, or None where it is absent, damaged, of another version or not allowed."""
         if not self.enabled or not self.path(key).is_file():
             return None
         path = self.path(key)
         try:
             with safetensors.safe_open(path, framework="pt") as handle:
-                names = handle.keys()
-                tensors = {name: handle.get_tensor(name) for name in names}
-                intact = (handle.metadata() or {}).get("checksum") == _checksum(tensors)
+                entry = json.loads((handle.metadata() or {}).get("entry", "{}"))
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (the handle is no dictionary)
         except (OSError, safetensors.SafetensorError, ValueError) as error:
             self.log(f"cached features {path} cannot be read ({error}) and are computed again")
             return None
-        if not intact:
+        if entry.get("key") != _key_text(key):
+            self.log(f"cached features {path} are of another version and are computed again")
+            return None
+        if entry.get("checksum") != tensors_checksum(tensors):
             self.log(f"cached features {path} are damaged and are computed again")
             return None
         self.log(f"using cached features {path}")
@@ -66,13 +68,22 @@ class FeatureCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
-                safetensors.torch.save_file(tensors, temporary, metadata={"checksum": _checksum(tensors)})
+                safetensors.torch.save_file(tensors, temporary, metadata={"entry": _entry_text(key, tensors)})
         except (UserError, OSError, safetensors.SafetensorError) as error:
             self.log(f"the features of real images are not kept: {error}")
 
 
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    """CRC-32 over names, shapes and bytes."""
+def _key_text(key: dict) -> str:
+    return json.dumps({"format": FORMAT, **key}, sort_keys=True)
+
+
+def _entry_text(key: dict, tensors: dict[str, torch.Tensor]) -> str:
+    # One text, because the order of several in the file would not be fixed.
+    return json.dumps({"key": _key_text(key), "checksum": tensors_checksum(tensors)})
+
+
+def tensors_checksum(tensors: dict[str, torch.Tensor]) -> str:
+    """CRC-32 over names, shapes and bytes of CPU tensors, 8 hex digits."""
     value = 0
     for name in sorted(tensors):
         array = tensors[name].contiguous().numpy()

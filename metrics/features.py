@@ -13,7 +13,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,88 +21,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from dnnlib import UserError
+from metrics.collectors import Taker
 from metrics.detectors import Detector
 
 LATENT_BLOCK = 64  # Latents and labels are drawn in blocks of this size, each from its own seed, whatever the batch size or the rank.
 WORKERS_FROM = 4096  # Fewer images than this are read in the process itself: starting workers costs more than it saves.
-
-
-class Collector(Protocol):
-    """Takes `limit` feature rows of a pass."""
-
-    limit: int
-
-    def add(self, features: torch.Tensor) -> None:
-        """Takes float32 features [n, D], the next in order, never past the limit."""
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What was collected, on the CPU."""
-
-
-class Taker:
-    """Hands a collector its own rows of a pass.
-
-    Args:
-        collector: receives the rows in order.
-        positions: rising numbers of its images in the pass, int64 [collector.limit]; None: the first ones.
-    """
-
-    def __init__(self, collector: Collector, positions: np.ndarray | None = None):
-        self.collector = collector
-        self.positions = np.arange(collector.limit) if positions is None else positions
-        self.stop = int(self.positions[-1]) + 1
-
-    def take(self, features: torch.Tensor, first: int) -> None:
-        """Offers the features [n, D] of images first .. first + n - 1."""
-        low, high = np.searchsorted(self.positions, [first, first + len(features)])
-        if high > low:
-            self.collector.add(features[torch.from_numpy(self.positions[low:high] - first).to(features.device)])
-
-
-class Moments:
-    """Mean [D] and covariance [D, D], divided by N, accumulated in float64."""
-
-    def __init__(self, limit: int):
-        self.limit = limit
-        self.count = 0
-        self._sum: torch.Tensor | None = None
-        self._outer: torch.Tensor | None = None
-
-    def add(self, features: torch.Tensor) -> None:
-        """Adds rows [n, D]."""
-        wide = features.to("cpu" if features.device.type == "mps" else features.device).to(torch.float64)
-        if self._sum is None:
-            self._sum = wide.new_zeros(wide.shape[1])
-            self._outer = wide.new_zeros(wide.shape[1], wide.shape[1])
-        self.count += len(wide)
-        self._sum += wide.sum(dim=0)
-        self._outer.addmm_(wide.t(), wide)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """{"mu", "sigma"} in float64."""
-        mean = self._sum / self.count
-        covariance = self._outer / self.count - torch.outer(mean, mean)
-        return {"mu": mean.cpu(), "sigma": covariance.cpu()}
-
-
-class Rows:
-    """The feature rows themselves."""
-
-    def __init__(self, limit: int):
-        self.limit = limit
-        self.count = 0
-        self._rows: torch.Tensor | None = None
-
-    def add(self, features: torch.Tensor) -> None:
-        """Appends rows [n, D]."""
-        if self._rows is None:
-            self._rows = torch.empty(self.limit, features.shape[1])
-        self._rows[self.count : self.count + len(features)] = features.cpu()
-        self.count += len(features)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """{"rows": float32 [N, D]}."""
-        return {"rows": self._rows[: self.count]}
 
 
 class DataSource:
@@ -160,16 +83,23 @@ class GeneratorSource:
         seed: of latents and labels.
         batch: images per call of G.
         truncation_psi: 1 is no truncation.
+        stream: sources of one seed and different streams share no latents.
+
+    Raises:
+        UserError: the generator takes labels and the data set has none of that length.
     """
 
-    def __init__(self, G: Any, dataset: Any, device: torch.device, seed: int = 0, batch: int = 4, truncation_psi: float = 1.0):
+    def __init__(self, G: Any, dataset: Any, device: torch.device, seed: int = 0, batch: int = 4, truncation_psi: float = 1.0, stream: int = 0):
         self.G = G
         self.dataset = dataset
         self.device = device
         self.seed = seed
+        self.stream = stream
         self.batch = batch
         self.truncation_psi = truncation_psi
         self.bad_images: int | torch.Tensor = 0
+        if G.c_dim > 0 and dataset is None:
+            raise UserError(f"the generator takes labels of length {G.c_dim}, and there is no data set to take them from; name one, with labels")
         if G.c_dim > 0 and G.c_dim != dataset.label_dim:
             found = f"the generator takes labels of length {G.c_dim}, the labels of the data set have length {dataset.label_dim}"
             raise UserError(f"{found}; measure it against its own data set, with labels")
@@ -182,7 +112,7 @@ class GeneratorSource:
         return torch.from_numpy(z), torch.from_numpy(c)
 
     def _block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng([self.seed, number])
+        rng = np.random.default_rng([self.seed, number, self.stream])
         z = rng.standard_normal((LATENT_BLOCK, self.G.z_dim), dtype=np.float32)
         if self.G.c_dim == 0:
             return z, np.zeros((LATENT_BLOCK, 0), dtype=np.float32)
@@ -191,6 +121,7 @@ class GeneratorSource:
 
     def batches(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
         """Yields uint8 images [n, C, H, W] of each span (first, last + 1)."""
+        self.bad_images = 0
         for first, last in spans:
             z, c = (part.to(self.device) for part in self.inputs(first, last))
             images = [self._generate(*part) for part in zip(z.split(self.batch), c.split(self.batch))]
@@ -226,14 +157,15 @@ def run_pass(
     rank, ranks = rank_and_count()
     spans = [(first, min(first + batch, total)) for first in range(0, total, batch)]
     rounds = [spans[first : first + ranks] for first in range(0, len(spans), ranks)]
-    # A rank left without images in the last round works on the first image; its rows are dropped.
-    own = [spans_of_round[rank] if rank < len(spans_of_round) else (0, 1) for spans_of_round in rounds]
+    own = iter(source.batches([spans_of_round[rank] for spans_of_round in rounds if rank < len(spans_of_round)]))
     with torch.no_grad(), full_precision(), _progress_bar(progress if rank == 0 else None, total) as bar:
-        for spans_of_round, images in zip(rounds, source.batches(own)):
+        for spans_of_round in rounds:
+            images = next(own) if rank < len(spans_of_round) else None  # The last round may have fewer batches than there are ranks.
             for detector, takers in detectors:
                 if spans_of_round[0][0] >= max(taker.stop for taker in takers):
                     continue
-                features = _gather(detector(images), [last - first for first, last in spans_of_round], batch)
+                rows = detector(images) if images is not None else None
+                features = _gather(rows, [last - first for first, last in spans_of_round], batch, device)
                 if not torch.isfinite(features).all():
                     raise UserError(f"detector {detector.name} returns features with NaN or infinity; use another file or another --detector")
                 if rank == 0:
@@ -250,13 +182,19 @@ def _progress_bar(name: str | None, total: int) -> tqdm:
     return tqdm(total=total, desc=name, unit="img", disable=name is None, mininterval=0.5 if sys.stderr.isatty() else 20)
 
 
-def _gather(features: torch.Tensor, sizes: list[int], batch: int) -> torch.Tensor:
-    """Rows of all ranks in rank order; `sizes` says how many rows of each rank count."""
+def _gather(features: torch.Tensor | None, sizes: list[int], batch: int, device: torch.device) -> torch.Tensor:
+    """Rows of all ranks in rank order; `sizes` says how many rows each rank has, None stands for no rows on this one."""
     _, ranks = rank_and_count()
     if ranks == 1:
         return features
-    padded = features.new_zeros(batch, features.shape[1])
-    padded[: len(features)] = features
+    width = features.shape[1] if features is not None else 0
+    if len(sizes) < ranks:  # A rank without rows may not know how wide they are.
+        widest = torch.tensor(width, device=device)
+        dist.all_reduce(widest, op=dist.ReduceOp.MAX)
+        width = int(widest)
+    padded = torch.zeros(batch, width, device=device)
+    if features is not None:
+        padded[: len(features)] = features
     parts = [torch.empty_like(padded) for _ in range(ranks)]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes)])
@@ -267,6 +205,15 @@ def _sum_over_ranks(count: int | torch.Tensor, device: torch.device) -> int:
     if rank_and_count()[1] > 1:
         dist.all_reduce(total)
     return int(total)
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    if rank_and_count()[1] == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def rank_and_count() -> tuple[int, int]:

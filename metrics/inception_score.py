@@ -13,9 +13,16 @@ from metrics.knn import as_features
 def inception_score(probs: Any, num_splits: int = 10) -> tuple[float, float]:
     """exp of the mean KL divergence between p(y|x) and p(y), per contiguous split: mean and population standard deviation over the splits.
 
+    A score lies between 1 (every row the same) and the number of classes (every row sure, all classes equally often), and no real image enters
+    it: it sees neither missing variety within classes nor classes that the classifier does not know. With p(y) estimated from the rows of a
+    split it is biased downwards where splits are small. The deviation is one over splits of a single set, no standard error of the mean.
+
     Args:
-        probs: [N, classes] rows of probabilities, numpy array or tensor.
+        probs: [N, classes] rows of probabilities, array or tensor of any real type, on any device; computed in float64.
         num_splits: parts of (nearly) equal size, in order.
+
+    Returns:
+        (mean, deviation).
 
     Raises:
         UserError: rows that are no probabilities, or fewer rows than splits.

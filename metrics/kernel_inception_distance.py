@@ -8,20 +8,29 @@ import numpy as np
 import torch
 
 from dnnlib import UserError
-from metrics.knn import as_features
+from metrics.knn import as_features, distance_device
 
 
-def kernel_distance(real: Any, gen: Any, num_subsets: int = 100, max_subset_size: int = 1000, seed: int = 0) -> float:
+def kernel_distance(
+    real: Any, gen: Any, num_subsets: int = 100, max_subset_size: int = 1000, seed: int = 0, *, device: torch.device | str | None = None
+) -> float:
     """Mean unbiased squared MMD between subsets of the two sets, with the kernel (x.y / D + 1)^3; not multiplied by 1000.
 
-    A subset has min(N, M, max_subset_size) rows of each set, drawn without replacement, the generated rows first.
+    A subset has min(N, M, max_subset_size) rows of each set, drawn without replacement, the generated rows first. Its estimate leaves out the
+    pairs of a row with itself, which makes it unbiased: for equal distributions it is 0 in expectation, at any size, so it scatters around 0 and
+    is negative about as often as not. A negative result says "no difference seen", and should be reported as it is; cutting it off at 0 would
+    bring back a bias. Unlike FID, results for different numbers of images can be compared, only their spread differs.
 
     Args:
-        real: [N, D] features, numpy array or tensor.
+        real: [N, D] features, array or tensor of any real type, on any device; computed in float64.
         gen: [M, D] features.
-        num_subsets: how many subsets are averaged.
+        num_subsets: how many subsets are averaged; they overlap, so their spread over its root understates the error of the mean.
         max_subset_size: rows of each set in a subset at most.
         seed: seeds the draws; the global generators are not touched.
+        device: where to compute; default is where each set is, if that is one device with float64, else the CPU.
+
+    Returns:
+        The estimate, of either sign.
 
     Raises:
         UserError: features that are not finite matrices of one width, or fewer than two rows per subset.
@@ -32,13 +41,18 @@ def kernel_distance(real: Any, gen: Any, num_subsets: int = 100, max_subset_size
     size = min(len(real), len(gen), max_subset_size)
     if size < 2 or num_subsets < 1:
         raise UserError(f"{num_subsets} subsets of {size} rows give no kernel distance; at least one subset of two rows is needed")
+    device = distance_device(torch.device(device or (real.device if real.device == gen.device else "cpu")))
     rng = np.random.default_rng(seed)
     total = 0.0
     for _ in range(num_subsets):
-        x = gen[torch.from_numpy(rng.choice(len(gen), size, replace=False)).to(gen.device)].to("cpu", torch.float64)
-        y = real[torch.from_numpy(rng.choice(len(real), size, replace=False)).to(real.device)].to("cpu", torch.float64)
+        x, y = (_draw(rows, size, rng).to(device, torch.float64) for rows in (gen, real))
         total += _unbiased_mmd(x, y)
     return total / num_subsets
+
+
+def _draw(rows: torch.Tensor, size: int, rng: np.random.Generator) -> torch.Tensor:
+    """`size` of the rows, without replacement."""
+    return rows[torch.from_numpy(rng.choice(len(rows), size, replace=False)).to(rows.device)]
 
 
 def _unbiased_mmd(x: torch.Tensor, y: torch.Tensor) -> float:

@@ -7,18 +7,24 @@ name and running them is `metrics.registry`'s work; the arithmetic is in one fil
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 
-from metrics.features import Collector, Moments, Rows
+from metrics.classwise import classwise_coverage, classwise_fid
+from metrics.collectors import Collector, Moments, Rows
+from metrics.collision import collision
+from metrics.detectors import Detector
 from metrics.frechet_inception_distance import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.kernel_inception_distance import kernel_distance
-from metrics.prdc import compute_prdc
+from metrics.latent_identification import latent_identification
+from metrics.perceptual_path_length import PATH_LENGTHS, perceptual_path_length
+from metrics.prdc import prdc_of_balls
+from metrics.sources import GeneratorSide
 
-SELECTION_SEED = 0  # of sampled real images; part of the protocol, so not the metric seed
+PROBE_STEPS, PROBE_BATCH, PROBE_HELD_OUT = 2000, 64, 160
 
 
 @dataclasses.dataclass
@@ -30,14 +36,22 @@ class Inputs:
         fake: collected tensors of the generated images.
         seed: of what the metric draws itself.
         device: where distances are computed.
-        shared: results that metrics on the same tensors share.
+        balls: (k, closed) of all metrics on the same tensors.
+        shared: results that these metrics share.
+        labels: gives the labels of the real and of the generated images.
+        generator: the network, where there is one.
+        detector: the network that looks at the images, where there is one.
     """
 
     real: dict[str, torch.Tensor]
     fake: dict[str, torch.Tensor]
     seed: int
     device: torch.device
+    balls: Sequence[tuple[int, bool]] = ()
     shared: dict = dataclasses.field(default_factory=dict)
+    labels: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None
+    generator: GeneratorSide | None = None
+    detector: Detector | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +60,28 @@ class Protocol:
 
     Attributes:
         name: as asked for, also the stem of its result keys.
-        detector: the protocol's own detector.
-        collect: Moments or Rows, gathered from both sides.
+        detector: the protocol's own detector; None where none looks.
+        collect: Moments or Rows, gathered from both sides; None where the metric runs the generator itself, on every rank.
         figures: computes {suffix of the result key: value}.
         max_real: real images at most; None takes all, 0 none.
         sampled: of a larger data set take a random `max_real` images, the same ones always; else the first in order, as StyleGAN2-ADA, which on
             a data set sorted by class are images of a few classes only.
-        num_fake: generated images.
-        matched: generate as many images as there are real ones, both at most `num_fake`.
+        num_fake: generated images (of path length: pairs of them).
+        matched: as many images on either side, at most `num_fake`.
         keep_flips: mirrored copies of the data set count as real images, where the data set has them.
         output: what the detector gives.
         k: nearest neighbours, where the metric has them.
         closed: whether a point on the rim of a neighbourhood lies inside (`<=`, StyleGAN2-ADA) or not (`<`, Naeem et al.).
         has_coverage: whether coverage is among the figures, so that its ceiling belongs on record.
+        needs_generator: whether features are not enough.
+        needs_classes: whether the images must have labels.
+        parameters: what else the figure depends on, as it goes on record.
+        chance: the figure where images have nothing to do with their latents, for so many real images; None where that means nothing.
     """
 
     name: str
-    detector: str
-    collect: Callable[[int], Collector]
+    detector: str | None
+    collect: Callable[[int], Collector] | None
     figures: Callable[[Inputs, Protocol], dict[str, float]]
     max_real: int | None = None
     num_fake: int = 50_000
@@ -74,18 +92,24 @@ class Protocol:
     k: int | None = None
     closed: bool = False
     has_coverage: bool = False
+    needs_generator: bool = False
+    needs_classes: bool = False
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    chance: Callable[[int], float] | None = None
 
-    def counts(self, available: int) -> tuple[int, int]:
-        """(real, generated) images of this protocol for a data set of `available` images."""
-        num_real = available if self.max_real is None else min(self.max_real, available)
-        return num_real, num_real if self.matched else self.num_fake
+    @property
+    def needs_real(self) -> bool:
+        """Whether real images are looked at."""
+        return self.max_real != 0
 
-
-def selection(count: int, population: int | None) -> np.ndarray:
-    """Which images of a data set stand for it: rising indices, int64 [count]; the first, or a random choice among `population`."""
-    if population is None:
-        return np.arange(count)
-    return np.sort(np.random.RandomState(SELECTION_SEED).permutation(population)[:count])
+    def counts(self, real: int | None, fake: int | None = None) -> tuple[int, int]:
+        """(real, generated) images of this protocol where so many are available; None: as many as wanted, on either side."""
+        num_real = self.num_fake if real is None else real
+        num_real = num_real if self.max_real is None else min(num_real, self.max_real)
+        if not self.matched:
+            return num_real, self.num_fake if fake is None else min(self.num_fake, fake)
+        matched = num_real if fake is None else min(num_real, fake)
+        return matched, matched
 
 
 def _fid(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
@@ -102,15 +126,44 @@ def _is(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
     return {"_mean": mean, "_std": deviation}
 
 
+def _path_length(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
+    side = inputs.generator
+    options = {**protocol.parameters, "num_samples": protocol.num_fake, "seed": inputs.seed, "truncation_psi": side.truncation_psi}
+    return {"": perceptual_path_length(side.G, side.given, inputs.device, distance=inputs.detector.run, **options)}
+
+
+def _pairing_accuracy(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
+    side = inputs.generator
+    options = {"generator_batch": side.batch, "seed": inputs.seed, "truncation_psi": side.truncation_psi}
+    return {"": latent_identification(side.G, side.given, inputs.device, **protocol.parameters, **options)}
+
+
+def _collision(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
+    real, fake = inputs.real["rows"].to(inputs.device), inputs.fake["rows"].to(inputs.device)
+    return {"": collision(inputs.generator.source.inputs(0, len(fake))[0], fake, real, protocol.k)}
+
+
+def _classwise_fid(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
+    real, fake = inputs.labels()
+    return classwise_fid(inputs.real["rows"], real, inputs.fake["rows"], fake)
+
+
+def _classwise_coverage(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
+    real, fake = inputs.labels()
+    return classwise_coverage(inputs.real["rows"], real, inputs.fake["rows"], fake, protocol.k, device=inputs.device)
+
+
 def _neighbours(*names: str, suffixes: bool = True) -> Callable[[Inputs, Protocol], dict[str, float]]:
-    """Figures of compute_prdc: those in `names`, each with its name as suffix, or a single one without."""
+    """Figures of neighbourhoods: those in `names`, each with its name as suffix, or a single one without."""
 
     def figures(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
-        key = (protocol.k, protocol.closed)
-        if key not in inputs.shared:
-            rows = inputs.real["rows"], inputs.fake["rows"]
-            inputs.shared[key] = compute_prdc(*rows, protocol.k, closed=protocol.closed, device=inputs.device)
-        return {f"_{name}" if suffixes else "": inputs.shared[key][name] for name in names}
+        own = (protocol.k, protocol.closed)
+        if own not in inputs.shared:
+            real, fake = inputs.real["rows"], inputs.fake["rows"]
+            # One search for neighbours serves every metric on these rows; a k that they are too few for must not take the others along.
+            balls = list(dict.fromkeys([own, *(ball for ball in inputs.balls if ball[0] < min(len(real), len(fake)))]))
+            inputs.shared.update(zip(balls, prdc_of_balls(real, fake, balls, device=inputs.device)))
+        return {f"_{name}" if suffixes else "": inputs.shared[own][name] for name in names}
 
     return figures
 
@@ -134,6 +187,44 @@ _ENTRIES = (
     Protocol("density50k3", "vgg16", Rows, _DENSITY, max_real=50_000, sampled=True, matched=True, k=3),
     Protocol("prdc50k3", "vgg16", Rows, _PRDC, max_real=50_000, sampled=True, matched=True, k=3, has_coverage=True),
     Protocol("prdc10k5", "vgg16", Rows, _PRDC, max_real=10_000, sampled=True, matched=True, k=5, has_coverage=True),
+    Protocol("fid10k_classwise", "inception", Rows, _classwise_fid, max_real=10_000, sampled=True, num_fake=10_000, needs_classes=True),
+    Protocol("coverage_classwise", "vgg16", Rows, _classwise_coverage, max_real=50_000, sampled=True, matched=True, k=3, needs_classes=True),
+    Protocol(
+        "collision",
+        "vgg16",
+        Rows,
+        _collision,
+        max_real=10_000,
+        sampled=True,
+        num_fake=10_000,
+        k=3,
+        needs_generator=True,
+        chance=lambda num_real: 3 / num_real,
+    ),
+    Protocol(
+        "pairing_acc",
+        None,
+        None,
+        _pairing_accuracy,
+        max_real=0,
+        num_fake=(PROBE_STEPS + PROBE_HELD_OUT) * PROBE_BATCH,
+        needs_generator=True,
+        parameters={"steps": PROBE_STEPS, "batch": PROBE_BATCH, "held_out": PROBE_HELD_OUT},
+        chance=lambda num_real: 1 / PROBE_BATCH,
+    ),
+    *(
+        Protocol(
+            name,
+            "vgg16",
+            None,
+            _path_length,
+            max_real=0,
+            output="lpips",
+            needs_generator=True,
+            parameters={"epsilon": 1e-4, "batch": 2, **options},
+        )
+        for name, options in PATH_LENGTHS.items()
+    ),
 )
 
 METRICS: dict[str, Protocol] = {entry.name: entry for entry in _ENTRIES}

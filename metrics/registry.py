@@ -1,6 +1,6 @@
 """From metric names to result lines: checks the names, plans the fewest passes that serve all of them, runs these, and records the protocol.
 
-The entries themselves are in `metrics.protocols`, the passes in `metrics.features`, the lines on disk in `metrics.report`.
+The entries themselves are in `metrics.protocols`, the two sides of a comparison in `metrics.sources`, the lines on disk in `metrics.report`.
 """
 
 from __future__ import annotations
@@ -10,28 +10,25 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 
 from dnnlib import UserError
 from metrics import report
 from metrics.detectors import Detector, check_detector, detector_name, get_detector
 from metrics.feature_cache import FeatureCache
-from metrics.features import DataSource, GeneratorSource, Taker, evaluating, rank_and_count, run_pass
+from metrics.features import broadcast, rank_and_count
+from metrics.perceptual_path_length import lpips_distance
 from metrics.prdc import coverage_ceiling
-from metrics.protocols import ALIASES, METRICS, Inputs, Protocol, selection
-
-# Pixels of generated images in flight; StyleGAN2-ADA's batch of 4 at 1024x1024, more at smaller sizes.
-GENERATED_PIXELS = 4 * 1024 * 1024
+from metrics.protocols import ALIASES, METRICS, Inputs, Protocol
+from metrics.sources import DataSide, FileSide, GeneratorSide, PassOptions, Side, Want, check_sizes
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricSpec:
-    """A metric as asked for: its protocol, the detector it uses, and the name that its results carry."""
+    """A metric as asked for: its protocol, the detector it uses (None where it has none), and the name that its results carry."""
 
     protocol: Protocol
-    detector: str
+    detector: str | None
     name: str
 
 
@@ -55,8 +52,8 @@ def parse_metrics(names: Iterable[str], detector: str | None = None) -> list[Met
         protocol = METRICS.get(ALIASES.get(asked, asked))
         if protocol is None:
             raise UserError(f"--metrics: {asked!r} is no known metric; known are: {', '.join(list_metrics())} (or none)")
-        spec = detector or protocol.detector
-        suffix = "" if detector_name(spec) == protocol.detector else f"_{detector_name(spec)}"
+        spec = None if protocol.detector is None else detector or protocol.detector
+        suffix = "" if spec is None or detector_name(spec) == protocol.detector else f"_{detector_name(spec)}"
         specs.append(MetricSpec(protocol, spec, protocol.name + suffix))
     return list(dict.fromkeys(specs))
 
@@ -67,31 +64,8 @@ def check_detectors(specs: Iterable[MetricSpec]) -> None:
     Raises:
         UserError: a detector that is unknown, damaged or cannot be downloaded.
     """
-    for detector in dict.fromkeys(spec.detector for spec in specs):
+    for detector in dict.fromkeys(spec.detector for spec in specs if spec.detector is not None):
         check_detector(detector)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Want:
-    """The tensors that a metric needs from one side: dataclass fields make it the key under which metrics share them."""
-
-    side: str  # fingerprint of the data set, or "generator"
-    detector: str
-    output: str
-    collect: Callable
-    count: int
-    population: int | None = None  # images to choose `count` from at random; None: the first ones
-
-
-@dataclasses.dataclass
-class _Job:
-    """One metric with everything that its result line says."""
-
-    spec: MetricSpec
-    detector: Detector
-    dataset: Any
-    real: _Want
-    fake: _Want
 
 
 def compute_metrics(
@@ -101,34 +75,64 @@ def compute_metrics(
     dataset: Any,
     device: torch.device | str,
     make_dataset: Callable[..., Any] | None = None,
-    detector: str | None = None,
     metric_seed: int = 0,
     batch_gen: int | None = None,
     batch_detector: int = 64,
     truncation_psi: float = 1.0,
     cache: bool = True,
     cache_dir: Any = None,
-    workers: int = 3,
-    progress: bool = False,
     log: Callable[[str], None] | None = None,
-    on_failure: Callable[[str, UserError], None] | None = None,
+    **options: Any,
 ) -> list[dict]:
-    """Measures a generator; one pass over the data and one over the generator serve all metrics.
+    """Measures a generator against a data set; one pass over the data and one over the generator serve all metrics.
 
     Real images: `make_dataset(max_size=None, xflip=False)` (and `make_dataset(max_size=None)` for the legacy `fid50k`, `kid50k`, `pr50k3`)
     builds the variant of the training set that the protocols prescribe. Without `make_dataset` the metrics take `dataset` as it is, and the
-    record says whether it held mirrored copies. Under torch.distributed every rank calls this function and gets the same lines.
+    record says whether it held mirrored copies.
 
     Args:
         names: metrics, as in `list_metrics()`.
         G: generator on `device`: z_dim, c_dim, img_resolution and G(z, c, truncation_psi=, noise_mode="const") -> [-1, 1].
         dataset: items (uint8 [C, H, W], label), len(), get_label, get_details, label_dim, resolution, fingerprint(), as ImageFolderDataset.
         device: of generator, detectors and distances.
-        detector: replaces the protocols' detectors; see `parse_metrics`.
         metric_seed: of latents, labels and subsets; truncation_psi: of the generated images.
         batch_gen: images per generator call; default by resolution.
         batch_detector: images per detector call.
         cache: keep features of real images on disk, in `cache_dir` or the project's cache folder; `log` receives lines about it.
+        options: detector, workers, progress and on_failure, as `compare` takes them.
+
+    Returns:
+        Lines, and raises UserError, as `compare`.
+    """
+    device = torch.device(device)
+    real = DataSide(make_dataset or (lambda **overrides: dataset), cache=FeatureCache(cache_dir, enabled=cache, log=log))
+    sampling = {"seed": metric_seed, "truncation_psi": truncation_psi, "batch": batch_gen, "batch_detector": batch_detector}
+    fake = GeneratorSide(G, real.dataset() if G.c_dim > 0 else None, device, given=dataset, **sampling)
+    return compare(names, real=real, fake=fake, device=device, metric_seed=metric_seed, batch_detector=batch_detector, **options)
+
+
+def compare(
+    names: Iterable[str],
+    *,
+    real: Side | None,
+    fake: Side,
+    device: torch.device | str,
+    detector: str | None = None,
+    metric_seed: int = 0,
+    batch_detector: int = 64,
+    workers: int = 3,
+    progress: bool = False,
+    on_failure: Callable[[str, UserError], None] | None = None,
+) -> list[dict]:
+    """Compares two sides by any metrics; one pass over each serves all of them. Under torch.distributed every rank calls it and gets the same.
+
+    Args:
+        names: metrics, as in `list_metrics()`.
+        real, fake: what is compared; `real` may be None for metrics that look at generated images only.
+        device: of detectors and distances.
+        detector: replaces the protocols' detectors; see `parse_metrics`.
+        metric_seed: of what the metrics draw themselves.
+        batch_detector: images per detector call.
         workers: processes that read a large data set.
         progress: show progress bars on stderr.
         on_failure: receives the name and error of a metric that cannot be computed, which is then left out; without it the error is raised.
@@ -137,143 +141,185 @@ def compute_metrics(
         One line per metric: {"results", "metric", "total_time", "total_time_str", "num_gpus", "protocol"}; passes count in full for each.
 
     Raises:
-        UserError: unknown metric, detector not at hand, data set and generator that do not fit, values that are not finite.
+        UserError: unknown metric, detector not at hand, sides that do not fit together or the metric, values that are not finite.
     """
     started = time.time()
-    device = torch.device(device)
-    jobs = _plan(parse_metrics(names, detector), make_dataset or (lambda **overrides: dataset), device, G)
-    if not jobs:
-        return []
-    options = {"batch": batch_detector, "device": device}
-    collected = _real_features(jobs, FeatureCache(cache_dir, enabled=cache, log=log), workers, options, progress)
-    batch_gen = batch_gen or max(min(GENERATED_PIXELS // G.img_resolution**2, batch_detector), 1)
-    labels = next((job.dataset for job in jobs if not job.spec.protocol.keep_flips), jobs[0].dataset)
-    source = GeneratorSource(G, labels, device, seed=metric_seed, batch=batch_gen, truncation_psi=truncation_psi)
-    with evaluating(G):
-        collected |= _collect(source, [(job.fake, job.detector) for job in jobs], options, "generated images" if progress else None)
+    comparison = _Comparison(real, fake, torch.device(device), metric_seed)
+    outcomes = comparison.plan(parse_metrics(names, detector), raising=on_failure is None)
+    jobs = [outcome for outcome in outcomes if isinstance(outcome, _Job)]
+    comparison.collect(jobs, PassOptions(batch_detector, comparison.device, workers, progress))
     setup_time = time.time() - started
-    outcomes = _finish(jobs, collected, metric_seed, truncation_psi, device, setup_time) if rank_and_count()[0] == 0 else None
-    return _report_outcomes(_broadcast(outcomes), on_failure)
+    done = {job.spec: comparison.finish(job, setup_time) for job in sorted(jobs, key=_only_on_rank_0)}
+    results = broadcast([done[outcome.spec] if isinstance(outcome, _Job) else outcome for outcome in outcomes])
+    return _report_outcomes(results, on_failure)
 
 
-def _plan(specs: list[MetricSpec], make_dataset: Callable[..., Any], device: torch.device, G: Any) -> list[_Job]:
-    """Loads data sets and detectors and settles what each metric needs."""
-    variants: dict[bool, tuple[Any, str]] = {}
-    jobs = []
-    for spec in specs:
+def planned_protocols(names: Iterable[str], *, real: Side | None, fake: Side, device: torch.device | str, **options: Any) -> dict[str, dict]:
+    """The protocol that the line of each metric would record, by metric, without measuring anything; `options` as `compare`."""
+    comparison = _Comparison(real, fake, torch.device(device), options.get("metric_seed", 0))
+    jobs = comparison.plan(parse_metrics(names, options.get("detector")), raising=True)
+    return {job.spec.name: comparison.record(job) for job in jobs}
+
+
+@dataclasses.dataclass
+class _Job:
+    """One metric with what it needs from either side; wants are None where it looks at no image of that side through a detector."""
+
+    spec: MetricSpec
+    detector: Detector | None
+    num_real: int
+    num_fake: int
+    real: Want | None
+    fake: Want | None
+
+
+def _only_on_rank_0(job: _Job) -> bool:
+    # Metrics that every rank takes part in come first: the other ranks would have to wait for rank 0 in the middle of them.
+    return job.spec.protocol.collect is not None
+
+
+class _Comparison:
+    """The work of `compare`."""
+
+    def __init__(self, real: Side | None, fake: Side, device: torch.device, seed: int):
+        self.real, self.fake, self.device, self.seed = real, fake, device, seed
+        self.collected_real: dict[Want, dict] = {}
+        self.collected_fake: dict[Want, dict] = {}
+        self.balls: dict[tuple, list[tuple[int, bool]]] = {}
+        self.shared: dict[tuple, dict] = {}
+
+    def plan(self, specs: list[MetricSpec], raising: bool) -> list:
+        """A job for each metric, or (name, error) where it cannot be computed and nothing is to be raised."""
+        outcomes = []
+        for spec in specs:
+            try:
+                outcomes.append(self._job(spec))
+            except UserError as error:
+                if raising:
+                    raise
+                outcomes.append((spec.name, error))
+        return outcomes
+
+    def _job(self, spec: MetricSpec) -> _Job:
+        """Loads what a metric needs and settles how many images it compares."""
         protocol = spec.protocol
-        if protocol.keep_flips not in variants:
-            variant = make_dataset(max_size=None) if protocol.keep_flips else make_dataset(max_size=None, xflip=False)
-            if variant.resolution != G.img_resolution:
-                made, held = (f"{edge}x{edge}" for edge in (G.img_resolution, variant.resolution))
-                raise UserError(f"the generator makes {made} images, the data set holds {held}; measure it against images of its own size")
-            variants[protocol.keep_flips] = variant, variant.fingerprint()
-        variant, fingerprint = variants[protocol.keep_flips]
-        network = get_detector(spec.detector, device, protocol.output)
-        num_real, num_fake = protocol.counts(len(variant))
-        kind = (network.digest, protocol.output, protocol.collect)
-        population = len(variant) if protocol.sampled and num_real < len(variant) else None
-        jobs.append(_Job(spec, network, variant, _Want(fingerprint, *kind, num_real, population), _Want("generator", *kind, num_fake)))
-    return jobs
+        sides = [self.fake] + ([self.real] if protocol.needs_real else [])
+        self._check(spec, sides)
+        detector = _load_detector(spec, sides, self.device)
+        real = self.real.available(protocol.keep_flips) if protocol.needs_real else None
+        num_real, num_fake = protocol.counts(real, self.fake.available())
+        if protocol.collect is None:
+            return _Job(spec, detector, 0, num_fake, None, None)
+        for side, count in zip(sides, (num_fake, num_real)):
+            if count < 2:
+                raise UserError(f"{spec.name} needs at least 2 images on either side, but {side.name} holds {count}")
+        want = self.real.want(detector, protocol.collect, num_real, protocol.sampled, protocol.keep_flips) if num_real else None
+        return _Job(spec, detector, num_real, num_fake, want, self.fake.want(detector, protocol.collect, num_fake, sampled=True))
 
+    def _check(self, spec: MetricSpec, sides: list[Side | None]) -> None:
+        """Raises UserError where a metric does not make sense for what is compared."""
+        protocol = spec.protocol
+        if None in sides:
+            raise UserError(f"{spec.name} compares with real images; name them by --real (or --data)")
+        if protocol.needs_generator and self.fake.G is None:
+            raise UserError(f"{spec.name} needs the generator itself, but {self.fake.name} holds only what one made; name a network")
+        files = [side.name for side in sides if isinstance(side, FileSide)]
+        if files and protocol.output != "features":
+            raise UserError(f"{spec.name} needs {protocol.output} of the detector, but {files[0]} holds features; name the images themselves")
+        if protocol.needs_real:
+            check_sizes(sides, protocol.keep_flips)
+        elif self.real is not None and self.fake.G is not None:
+            check_sizes([self.fake, self.real])
+        for side in sides if protocol.needs_classes else []:
+            side.check_classes()
 
-def _real_features(jobs: list[_Job], store: FeatureCache, workers: int, options: dict, progress: bool) -> dict[_Want, dict]:
-    """Tensors of the real side, from the cache or from a pass over each variant of the data set."""
-    wanted = {job.real: job for job in jobs if job.real.count > 0}
-    found: dict[_Want, dict] = {}
-    if rank_and_count()[0] == 0:
-        found = {want: tensors for want, job in wanted.items() if (tensors := store.load(_cache_key(want, job))) is not None}
-    missing = [want for want, absent in zip(wanted, _broadcast([want not in found for want in wanted])) if absent]
-    for side in dict.fromkeys(want.side for want in missing):
-        wants = [want for want in missing if want.side == side]
-        chosen = {want: selection(want.count, want.population) for want in wants}
-        union = np.unique(np.concatenate(list(chosen.values())))
-        positions = {want: np.searchsorted(union, indices) for want, indices in chosen.items()}
-        source = DataSource(wanted[wants[0]].dataset, options["device"], workers, union)
-        pairs = [(want, wanted[want].detector) for want in wants]
-        tensors = _collect(source, pairs, options, "real images" if progress else None, positions)
-        for want in tensors:
-            store.save(_cache_key(want, wanted[want]), tensors[want])
-        found |= tensors
-    return found
+    def collect(self, jobs: list[_Job], options: PassOptions) -> None:
+        """Fills the wants of all jobs by one pass over each side."""
+        for job in jobs:
+            if job.spec.protocol.k is not None:
+                self.balls.setdefault((job.real, job.fake), []).append((job.spec.protocol.k, job.spec.protocol.closed))
+        if any(job.real for job in jobs):
+            self.collected_real = self.real.collect({job.real: job.detector for job in jobs if job.real}, options)
+        if any(job.fake for job in jobs):
+            self.collected_fake = self.fake.collect({job.fake: job.detector for job in jobs if job.fake}, options)
 
-
-def _cache_key(want: _Want, job: _Job) -> dict:
-    return {
-        "dataset": want.side,
-        "detector": job.detector.name,
-        "digest": want.detector,
-        "output": want.output,
-        "collect": want.collect.__name__,
-        "count": want.count,
-        "population": want.population,
-        "xflip": _has_flips(job.dataset),
-    }
-
-
-def _collect(
-    source: Any, wants: list[tuple[_Want, Detector]], options: dict, progress: str | None, positions: dict[_Want, np.ndarray] | None = None
-) -> dict[_Want, dict]:
-    """One pass that fills every want, each from its `positions` in the pass or from the first images; the tensors are there on rank 0 only."""
-    detectors: dict[tuple, tuple[Detector, list]] = {}
-    collectors = {}
-    for want, network in dict(wants).items():
-        collectors[want] = want.collect(want.count)
-        taker = Taker(collectors[want], None if positions is None else positions[want])
-        detectors.setdefault((want.detector, want.output), (network, []))[1].append(taker)
-    if collectors:
-        run_pass(source, list(detectors.values()), progress=progress, **options)
-    if rank_and_count()[0] != 0:
-        return {}
-    return {want: collector.tensors() for want, collector in collectors.items()}
-
-
-def _finish(jobs: list[_Job], collected: dict, seed: int, truncation_psi: float, device: torch.device, setup_time: float) -> list:
-    """(line, None) or (name, error) of each metric, computed from the collected tensors."""
-    shared: dict[tuple, dict] = {}
-    outcomes = []
-    for job in jobs:
-        started = time.time()
+    def finish(self, job: _Job, setup_time: float) -> tuple | None:
+        """(line, None) or (name, error) of a metric; None on other ranks than 0 where they have no part in it."""
         protocol = job.spec.protocol
-        inputs = Inputs(collected.get(job.real, {}), collected[job.fake], seed, device, shared.setdefault((job.real, job.fake), {}))
+        if _only_on_rank_0(job) and rank_and_count()[0] != 0:
+            return None
+        started = time.time()
+        inputs = Inputs(
+            real=self.collected_real.get(job.real, {}),
+            fake=self.collected_fake.get(job.fake, {}),
+            seed=self.seed,
+            device=self.device,
+            balls=self.balls.get((job.real, job.fake), ()),
+            shared=self.shared.setdefault((job.real, job.fake), {}),
+            labels=lambda: (self.real.labels(job.real), self.fake.labels(job.fake)),
+            generator=self.fake if self.fake.G is not None else None,
+            detector=job.detector,
+        )
         try:
             figures = protocol.figures(inputs, protocol)
         except UserError as error:
-            outcomes.append((job.spec.name, error))
-            continue
+            return job.spec.name, error
         results = {job.spec.name + suffix: float(value) for suffix, value in figures.items()}
-        record = _record(job, seed, truncation_psi)
-        outcomes.append((report.result_line(job.spec.name, results, setup_time + time.time() - started, rank_and_count()[1], record), None))
-    return outcomes
+        seconds = time.time() - started + (setup_time if job.fake else 0)
+        return report.result_line(job.spec.name, results, seconds, rank_and_count()[1], self.record(job)), None
+
+    def record(self, job: _Job) -> dict:
+        """Everything that a figure depends on besides what is measured."""
+        protocol = job.spec.protocol
+        record = {
+            "detector": job.detector.name if job.detector else None,
+            "detector_digest": job.detector.digest if job.detector else None,
+            "n_real": job.num_real,
+            "real_choice": _choice(job.real),
+            "n_fake": job.num_fake,
+            "k": protocol.k,
+            "seed": self.seed,
+            "xflip": bool(job.real and job.real.xflip),
+            "resize": job.detector.resize if job.detector else None,
+            "truncation_psi": self.fake.truncation_psi if self.fake.G is not None else None,
+            "dataset": self.real.fingerprint(protocol.keep_flips) if self.real is not None else None,
+            "code_version": report.CODE_VERSION,
+            **protocol.parameters,
+        }
+        if self.fake.G is None:
+            record["fake_choice"] = _choice(job.fake)
+        if protocol.k is not None:
+            record["inside"] = "distance <= radius" if protocol.closed else "distance < radius"
+        if protocol.has_coverage:
+            record["coverage_ceiling"] = coverage_ceiling(job.num_real, job.num_fake, protocol.k)
+        if protocol.chance is not None:
+            record["chance"] = protocol.chance(job.num_real)
+        return record
 
 
-def _record(job: _Job, seed: int, truncation_psi: float) -> dict:
-    """Everything that a figure depends on besides the network."""
-    protocol = job.spec.protocol
-    record = {
-        "detector": job.detector.name,
-        "detector_digest": job.detector.digest,
-        "n_real": job.real.count,
-        "real_choice": "random" if job.real.population else "first",
-        "n_fake": job.fake.count,
-        "k": protocol.k,
-        "seed": seed,
-        "xflip": _has_flips(job.dataset) if job.real.count else False,
-        "resize": job.detector.resize,
-        "truncation_psi": truncation_psi,
-        "dataset": job.real.side,
-        "code_version": report.CODE_VERSION,
-    }
-    if protocol.k is not None:
-        record["inside"] = "distance <= radius" if protocol.closed else "distance < radius"
-    if protocol.has_coverage:
-        record["coverage_ceiling"] = coverage_ceiling(job.real.count, job.fake.count, protocol.k)
-    return record
+def _choice(want: Want | None) -> str:
+    return "random" if want is not None and want.population else "first"
 
 
-def _has_flips(dataset: Any) -> bool:
-    """Whether the data set holds mirrored copies, which come after all others."""
-    return bool(dataset.get_details(len(dataset) - 1).xflip)
+def _load_detector(spec: MetricSpec, sides: list[Side], device: torch.device) -> Detector | None:
+    """The detector of a metric; where all sides are files, what these say about it."""
+    if spec.detector is None:
+        return None
+    if spec.protocol.output == "lpips":
+        distance, digest = lpips_distance(spec.detector, device)
+        return Detector(detector_name(spec.detector), digest, "lpips", "none (box to 256 above 256)", distance)
+    files = [side.file for side in sides if isinstance(side, FileSide)]
+    for file in files:
+        if file.detector != detector_name(spec.detector):
+            raise UserError(f"{file.path} holds features of detector {file.detector}, but {spec.name} uses {detector_name(spec.detector)}")
+    if len(files) == len(sides):
+        network = Detector(files[0].detector, files[0].digest, "features", files[0].resize, run=None)
+    else:
+        network = get_detector(spec.detector, device, spec.protocol.output)
+    for file in files:
+        if file.digest != network.digest:
+            raise UserError(f"{file.path} was made by another file of detector {network.name} (digest {file.digest[:12]}, not {network.digest[:12]})")
+    return network
 
 
 def _report_outcomes(outcomes: list, on_failure: Callable[[str, UserError], None] | None) -> list[dict]:
@@ -286,12 +332,3 @@ def _report_outcomes(outcomes: list, on_failure: Callable[[str, UserError], None
         else:
             on_failure(outcome, error)
     return lines
-
-
-def _broadcast(value: Any) -> Any:
-    """Rank 0's value on every rank."""
-    if rank_and_count()[1] == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]

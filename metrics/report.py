@@ -26,25 +26,61 @@ def result_line(name: str, results: dict[str, float], total_time: float, num_gpu
     }
 
 
-def stamp_line(line: dict, snapshot_path: str | os.PathLike | None = None, run_dir: str | os.PathLike | None = None) -> dict:
-    """Adds `snapshot_pkl` (relative to `run_dir` where there is one) and `timestamp` to a line."""
+def stamp_line(
+    line: dict, snapshot_path: str | os.PathLike | None = None, run_dir: str | os.PathLike | None = None, sides: dict[str, str] | None = None
+) -> dict:
+    """Adds `snapshot_pkl` (relative to `run_dir` where there is one), `timestamp`, and what was compared (`sides`) to a line."""
     snapshot = None if snapshot_path is None else os.fspath(snapshot_path)
     if snapshot is not None and run_dir is not None:
         snapshot = os.path.relpath(snapshot, run_dir)
     head = {key: value for key, value in line.items() if key != "protocol"}
-    return {**head, "snapshot_pkl": snapshot, "timestamp": time.time(), "protocol": line["protocol"]}
+    return {**head, **(sides or {}), "snapshot_pkl": snapshot, "timestamp": time.time(), "protocol": line["protocol"]}
+
+
+def lines_path(run_dir: str | os.PathLike, metric: str) -> pathlib.Path:
+    """Where a run directory keeps the lines of a metric."""
+    return pathlib.Path(run_dir) / f"metric-{metric}.jsonl"
+
+
+def is_measured(run_dir: str | os.PathLike, metric: str, snapshot: str, protocol: dict) -> bool:
+    """Whether a run directory holds a line of this metric for this snapshot (its path in the directory), measured by this very protocol.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = lines_path(run_dir, metric)
+    if not path.is_file():
+        return False
+    wanted = snapshot, json.loads(json.dumps(protocol))
+    try:
+        texts = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return any((line.get("snapshot_pkl"), line.get("protocol")) == wanted for line in map(_parsed, texts))
+
+
+def _parsed(text: bytes) -> dict:
+    """The line that a text is, or an empty one where it is none or damaged."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) else {}
 
 
 def write_line(line: dict, run_dir: str | os.PathLike) -> pathlib.Path:
-    """Appends a line to `metric-<name>.jsonl` in a run directory; returns the file.
+    """Appends a line to `metric-<name>.jsonl` in a run directory, in the place of a torn last one; returns the file.
 
     Raises:
         UserError: the file cannot be written.
     """
-    path = pathlib.Path(run_dir) / f"metric-{line['metric']}.jsonl"
+    path = lines_path(run_dir, line["metric"])
     try:
-        with open(path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line) + "\n")
+        before, separator, last = path.read_bytes().rpartition(b"\n") if path.is_file() else (b"", b"", b"")
+        with open(path, "ab") as handle:
+            if last and not _parsed(last):  # what a killed process left
+                handle.truncate(len(before) + len(separator))
+            handle.write(b"\n" * bool(_parsed(last)) + json.dumps(line).encode() + b"\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path
@@ -56,10 +92,16 @@ def format_table(lines: Iterable[dict]) -> str:
     for line in lines:
         protocol = line["protocol"]
         for key, value in line["results"].items():
-            ceiling = protocol.get("coverage_ceiling")
-            note = f"at most about {ceiling:.3f}" if ceiling is not None and "coverage" in key else ""
-            rows.append((key, f"{value:.6g}", f"{protocol['n_real']:,}", f"{protocol['n_fake']:,}", protocol["detector"], note))
+            counts = f"{protocol['n_real']:,}", f"{protocol['n_fake']:,}"
+            rows.append((key, f"{value:.6g}", *counts, protocol["detector"] or "-", _note(key, protocol)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     right = (1, 2, 3)
     cells = [[cell.rjust(width) if column in right else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths))] for row in rows]
     return "\n".join("  ".join(row).rstrip() for row in cells)
+
+
+def _note(figure: str, protocol: dict) -> str:
+    """What to read a figure against."""
+    if "coverage_ceiling" in protocol and "coverage" in figure:
+        return f"at most about {protocol['coverage_ceiling']:.3f}"
+    return f"about {protocol['chance']:.2g} by chance" if "chance" in protocol else ""

@@ -1,6 +1,8 @@
 """The command calc_metrics.py: a network file and a data set in, a table, JSON lines and metric-*.jsonl out; mistakes end in one sentence."""
 
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from image_sets import png, pngs, write_folder, write_zip
 from PIL import Image
 
 import calc_metrics
@@ -50,9 +53,10 @@ def folder(tmp_path_factory):
 def call(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
 
-    def run(*arguments, network="network-snapshot-000004.safetensors"):
-        command = [f"--network={folder / network}", f"--detector={folder / 'pool.pt'}", "--device=cpu", "--verbose=0", *arguments]
-        result = CliRunner().invoke(calc_metrics.main, command)
+    def run(*arguments, network="network-snapshot-000004.safetensors", detector="pool.pt"):
+        command = [f"--network={folder / network}"] if network else []
+        command += [f"--detector={folder / detector}"] if detector else []
+        result = CliRunner().invoke(calc_metrics.main, [*command, "--device=cpu", "--verbose=0", *arguments])
         if isinstance(result.exception, UserError):
             raise result.exception
         return result
@@ -105,6 +109,149 @@ def test_mirror_replaces_what_the_training_did():
     assert kwargs == {"path": "a", "xflip": True, "use_labels": False}
 
 
+# Several snapshots.
+
+
+@pytest.fixture
+def runs(folder, tmp_path):
+    """Two run directories with snapshots at 4, 12 and 100 kimg and one at 8."""
+    for name, kimgs in (("00000-a", (4, 12, 100)), ("00001-b", (8,))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training_options.json").write_text("{}")
+        for kimg in kimgs:
+            shutil.copy(folder / "network-snapshot-000004.safetensors", tmp_path / name / f"network-snapshot-{kimg:06d}.safetensors")
+    return tmp_path
+
+
+def kept(run, metric="coverage_pool"):
+    path = run / f"metric-{metric}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def test_a_run_directory_gives_all_its_snapshots_in_order(call, runs):
+    result = call("--metrics=coverage", network=runs / "00000-a")
+    assert result.exit_code == 0
+    assert [line["snapshot_pkl"] for line in kept(runs / "00000-a")] == [f"network-snapshot-{kimg:06d}.safetensors" for kimg in (4, 12, 100)]
+    assert [line["snapshot_pkl"] for line in json_lines(result.stdout)] == [line["snapshot_pkl"] for line in kept(runs / "00000-a")]
+
+
+def test_patterns_name_networks_and_run_directories(runs):
+    names = [(path.parent.name, path.name[17:23]) for path in map(pathlib.Path, calc_metrics.find_networks(f"{runs}/0000*"))]
+    assert names == [("00000-a", "000004"), ("00000-a", "000012"), ("00000-a", "000100"), ("00001-b", "000008")]
+    files = calc_metrics.find_networks(f"{runs}/*/network-snapshot-00000*")
+    assert [pathlib.Path(path).name[17:23] for path in files] == ["000004", "000008"]
+    for given in (str(runs / "cache"), f"{runs}/none*"):
+        (runs / "cache").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=r"holds no network-snapshot-\*"):
+            calc_metrics.find_networks(given)
+
+
+def test_measuring_goes_on_where_it_stopped(call, runs):
+    call("--metrics=coverage", network=runs / "00000-a" / "network-snapshot-000012.safetensors")
+    path = runs / "00000-a" / "metric-coverage_pool.jsonl"
+    with open(path, "a") as handle:
+        handle.write('{"results": {"coverage_')  # what a killed process leaves
+    result = call("--metrics=coverage,density50k3", "--verbose=1", network=f"{runs}/0000*")
+    assert "1 of 2 metrics are in its metric-*.jsonl by the same protocol and are skipped" in result.stderr
+    assert sorted(line["snapshot_pkl"][17:23] for line in kept(runs / "00000-a")) == ["000004", "000012", "000100"]
+    assert [line["snapshot_pkl"][17:23] for line in kept(runs / "00000-a", "density50k3_pool")] == ["000004", "000012", "000100"]
+    assert len(kept(runs / "00001-b")) == 1
+    assert json_lines(call("--metrics=coverage,density50k3", network=f"{runs}/0000*").stdout) == []
+
+
+def test_another_protocol_is_measured_again(call, runs):
+    call("--metrics=coverage", network=runs / "00000-a")
+    call("--metrics=coverage", "--metric-seed=1", network=runs / "00000-a")
+    assert [line["protocol"]["seed"] for line in kept(runs / "00000-a")] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_damaged_snapshot_does_not_take_the_others_along(call, runs):
+    (runs / "00000-a" / "network-snapshot-000012.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"1 of 3 networks could not be measured, the first of them .*000012"):
+        call("--metrics=coverage", network=runs / "00000-a")
+    assert [line["snapshot_pkl"][17:23] for line in kept(runs / "00000-a")] == ["000004", "000100"]
+
+
+# Any two sides.
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of images of a size that no network here makes, and a zip of the same number of others."""
+    write_folder(tmp_path / "folder", pngs(20, size=(12, 10)))
+    return tmp_path / "folder", write_zip(tmp_path / "set.zip", {f"{index}.png": png(100 + index, size=(12, 10)) for index in range(20)})
+
+
+def two_sides(call, real, fake, *options, **others):
+    return json_lines(call(f"--real={real}", f"--fake={fake}", *options, network=None, **others).stdout)
+
+
+def test_two_sets_of_images_of_any_size_are_compared(call, pictures):
+    (line,) = two_sides(call, *pictures, "--metrics=prdc10k5")
+    assert (line["real"], line["fake"], line["snapshot_pkl"]) == (*map(str, pictures), None)
+    assert (line["protocol"]["n_real"], line["protocol"]["n_fake"]) == (20, 20)
+    (same,) = two_sides(call, pictures[0], pictures[0], "--metrics=fid50k_full")
+    assert same["results"]["fid50k_full_pool"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_network_is_compared_with_images_as_with_its_data(call, folder):
+    network = folder / "network-snapshot-000004.safetensors"
+    (line,) = two_sides(call, folder / "data.zip", network, "--metrics=coverage", "--no-cache")
+    (expected,) = json_lines(call("--metrics=coverage", "--no-cache").stdout)
+    assert line["results"] == expected["results"]
+    assert line["snapshot_pkl"] == str(network)
+
+
+def test_features_are_saved_once_and_compared_later(call, folder, pictures, tmp_path):
+    files = [tmp_path / f"{name}.safetensors" for name in ("real", "fake")]
+    for role, images, file in zip(("real", "fake"), pictures, files):
+        result = call(f"--{role}={images}", f"--save-features={file}", network=None)
+        assert f"{file}: 20 features of 18 dimensions by pool" in result.stdout
+    (expected,) = two_sides(call, *pictures, "--metrics=prdc10k5")
+    for sides in (files, (files[0], pictures[1])):
+        (line,) = two_sides(call, *sides, "--metrics=prdc10k5")
+        assert line["results"] == expected["results"]
+    (line,) = two_sides(call, *files, "--metrics=prdc10k5", detector=None)  # the files say which detector it was
+    assert line["results"] == expected["results"]
+    with pytest.raises(UserError, match="made by a detector pool of its owner's; name it by --detector=PATH"):
+        two_sides(call, files[0], pictures[1], "--metrics=prdc10k5", detector=None)
+
+
+def test_features_of_a_network_are_as_many_as_asked_for(call, folder, tmp_path):
+    network, file = folder / "network-snapshot-000004.safetensors", tmp_path / "fake.safetensors"
+    call(f"--fake={network}", f"--save-features={file}", "--samples=30", network=None)
+    (line,) = two_sides(call, folder / "data.zip", file, "--metrics=coverage")
+    assert (line["protocol"]["n_real"], line["protocol"]["n_fake"]) == (COUNT, COUNT)
+
+
+def test_images_of_different_sizes_are_named(call, tmp_path):
+    write_folder(tmp_path / "mixed", {"a.png": png(0, size=(12, 10)), "b.png": png(1, size=(12, 10)), "c.png": png(2, size=(9, 10))})
+    with pytest.raises(UserError, match=r"c\.png is 9x10 with 3 channel\(s\), the first image 12x10"):
+        two_sides(call, tmp_path / "mixed", tmp_path / "mixed", "--metrics=fid50k_full")
+
+
+# Sub-commands.
+
+
+def test_plot_draws_what_was_measured(call, runs):
+    call("--metrics=prdc10k5", network=runs / "00000-a")
+    result = CliRunner().invoke(calc_metrics.main, ["plot", str(runs / "00000-a"), f"--out={runs / 'drawn'}"], catch_exceptions=False)
+    written = [pathlib.Path(line) for line in result.stdout.splitlines()]
+    assert {path.suffix for path in written} == {".png", ".svg", ".json"} and all(path.is_file() for path in written)
+
+
+def test_show_writes_sheets_of_images(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    sides = [f"--real={folder / 'data.zip'}", f"--fake={folder / 'network-snapshot-000004.safetensors'}", f"--detector={folder / 'pool.pt'}"]
+    options = [f"--out={tmp_path / 'sheets'}", "--samples=20", "--count=6", "--device=cpu"]
+    result = CliRunner().invoke(calc_metrics.main, ["show", *sides, *options], catch_exceptions=False)
+    written = [pathlib.Path(line) for line in result.stdout.splitlines()]
+    assert written and all(path.is_file() and path.name.startswith("sheets") for path in written)
+
+
+# Mistakes.
+
+
 @pytest.mark.parametrize(
     ("arguments", "network", "message"),
     [
@@ -115,11 +262,31 @@ def test_mirror_replaces_what_the_training_did():
         (["--metrics=coverage", "--data=absent.zip"], None, "absent.zip"),
         (["--metrics=coverage"], "absent.safetensors", "absent.safetensors"),
         (["--metrics=coverage"], "data.zip", "data.zip"),
+        ([], "", "nothing to measure: give --network, or --real and --fake"),
+        (["--real=a.zip"], "", "nothing to measure"),
+        (["--real=a.zip", "--fake=b.zip"], None, "--network measures a network by its data set and --real names the sides"),
+        (["--save-features=x.safetensors"], "", "--save-features writes the features of one side; give either --real or --fake"),
+        (["--fake=absent.txt"], "", "--fake=absent.txt is no folder or .zip of images, no network .* and no feature file"),
+        (["--fake=absent.zip"], "", "absent.zip does not exist"),
     ],
 )
 def test_mistakes_are_told(call, arguments, network, message):
     with pytest.raises(UserError, match=message):
-        call(*arguments, **({"network": network} if network else {}))
+        call(*arguments, **({} if network is None else {"network": network}))
+
+
+def test_one_image_and_none_are_too_few(call, tmp_path):
+    write_folder(tmp_path / "one", {"a.png": png(0)})
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"needs at least 2 images on either side, but --fake=.*one holds 1"):
+        two_sides(call, tmp_path / "one", tmp_path / "one", "--metrics=fid50k_full")
+    with pytest.raises(UserError, match="none holds no images"):
+        two_sides(call, tmp_path / "none", tmp_path / "one", "--metrics=fid50k_full")
+
+
+def test_options_of_measuring_belong_before_no_sub_command(call, runs):
+    with pytest.raises(UserError, match="--network is no option of `plot`"):
+        call("plot", str(runs), network=runs)
 
 
 def test_a_mistake_ends_the_command_with_code_2():

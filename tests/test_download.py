@@ -3,12 +3,13 @@
 import hashlib
 import http.server
 import multiprocessing
+import os
 import threading
 
 import pytest
 
 from dnnlib import UserError, download
-from dnnlib.download import cache_dir, cached_path, fetch
+from dnnlib.download import cache_dir, cached_path, discard, fetch, fetch_published, file_digest
 
 CONTENT = bytes(range(256)) * 3000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -26,8 +27,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server = self.server
         fault = server.script.pop(0) if server.script else None
         server.requests.append((self.path, self.headers.get("Range")))
-        if fault in (404, 500, 503):
+        if fault in (404, 429, 500, 503):
             return self._answer(fault, b"no")
+        if self.path.startswith("/gone/"):
+            return self._answer(404, b"no")
+        if fault == "silent":
+            return server.released.wait(10)
         if self.path == "/moved/net.pkl":
             return self._answer(302, b"", {"Location": "/real/net.pkl"})
         wanted, start = self.headers.get("Range"), 0
@@ -40,11 +45,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start:
             first = start + 1 if fault == "wrong part" else start
             headers["Content-Range"] = f"bytes {first}-{len(server.content) - 1}/{len(server.content)}"
-        self._answer(206 if start else 200, body, headers, cut=fault == "cut")
+        self._answer(206 if start else 200, body, headers, cut=fault in ("cut", "cut, no length"), length=fault != "cut, no length")
 
-    def _answer(self, status, body, headers=None, cut=False):
+    def _answer(self, status, body, headers=None, cut=False, length=True):
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body)), "Connection": "close"} | (headers or {})).items():
+        sizes = {"Content-Length": str(len(body))} if length else {}
+        for name, value in (sizes | {"Connection": "close"} | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if cut else body)
@@ -57,10 +63,12 @@ def server(monkeypatch):
     monkeypatch.setattr(download.time, "sleep", lambda _: None)
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.content, httpd.etag, httpd.ranges, httpd.script, httpd.requests = CONTENT, '"v1"', True, [], []
+    httpd.released = threading.Event()
     httpd.url = f"http://127.0.0.1:{httpd.server_address[1]}"
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield httpd
+    httpd.released.set()
     httpd.shutdown()
     httpd.server_close()
 
@@ -146,7 +154,7 @@ def test_wrong_part_and_complete_part_start_over(server, tmp_path):
     assert fetch(f"{server.url}/net.pkl", cache_dir=tmp_path).read_bytes() == CONTENT
     target = cached_path(f"{server.url}/other.pkl", tmp_path)
     target.with_name(target.name + ".part").write_bytes(CONTENT)
-    target.with_name(target.name + ".part.version").write_text(server.etag)
+    target.with_name(target.name + ".part.origin").write_text(f"{server.url}/other.pkl\n{server.etag}")
     assert fetch(f"{server.url}/other.pkl", cache_dir=tmp_path).read_bytes() == CONTENT
 
 
@@ -189,6 +197,128 @@ def test_offline_says_what_to_do_and_takes_the_file_put_by_hand(server, tmp_path
     target.write_bytes(CONTENT)
     assert fetch(url, cache_dir=tmp_path) == target
     assert (tmp_path / f"{target.name}.sha256").read_text().strip() == DIGEST
+
+
+def test_a_server_that_is_asked_too_often_is_asked_again(server, tmp_path):
+    server.script = [429, 429]
+    assert fetch(f"{server.url}/net.pkl", cache_dir=tmp_path).read_bytes() == CONTENT
+
+
+def test_a_silent_server_is_given_up_after_the_timeout(server, tmp_path):
+    server.script = ["silent"] * 3
+    with pytest.raises(UserError, match="no answer in time"):
+        fetch(f"{server.url}/net.pkl", cache_dir=tmp_path, timeout=0.1)
+    assert len(server.requests) == 3
+
+
+def test_an_end_that_cannot_be_seen_is_told_by_the_digest(server, tmp_path):
+    server.script = ["cut, no length"]
+    with pytest.raises(UserError, match="SHA-256"):
+        fetch(f"{server.url}/net.pkl", cache_dir=tmp_path, digest=DIGEST)
+    assert fetch(f"{server.url}/net.pkl", cache_dir=tmp_path, digest=DIGEST).read_bytes() == CONTENT
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """The downloads folder of a cache of its own; no mirrors."""
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("DNNLIB_MIRRORS", raising=False)
+    return cache_dir("downloads")
+
+
+def test_published_files_come_from_the_first_base_that_has_them(server, cache):
+    bases = [f"{server.url}/gone/", f"{server.url}/there"]
+    path = fetch_published("net.pkl", bases)
+    assert path == cached_path(f"{server.url}/gone/net.pkl") and path.read_bytes() == CONTENT
+    assert [asked for asked, _ in server.requests] == ["/gone/net.pkl", "/there/net.pkl"]
+    assert fetch_published("net.pkl", bases) == path and len(server.requests) == 2
+
+
+def test_mirrors_of_the_user_come_first(server, cache, monkeypatch):
+    monkeypatch.setenv("DNNLIB_MIRRORS", f"{server.url}/gone, {server.url}/mine/,")
+    path = fetch_published("net.pkl", [f"{server.url}/original"])
+    assert [asked for asked, _ in server.requests] == ["/gone/net.pkl", "/mine/net.pkl"]
+    monkeypatch.delenv("DNNLIB_MIRRORS")
+    assert fetch_published("net.pkl", [f"{server.url}/original"]) == path and len(server.requests) == 2
+
+
+def test_a_mirror_may_be_a_folder(server, cache, monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "net.pkl").write_bytes(CONTENT)
+    monkeypatch.setenv("DNNLIB_MIRRORS", f"{tmp_path / 'empty'},{tmp_path / 'mine'}")
+    assert fetch_published("net.pkl", [f"{server.url}/original"], digest=DIGEST) == tmp_path / "mine" / "net.pkl"
+    assert not server.requests and not names(cache)
+    with pytest.raises(UserError, match=r"net\.pkl has SHA-256"):
+        fetch_published("net.pkl", [f"{server.url}/original"], digest="0" * 64)
+    assert fetch_published("other.pkl", [f"{server.url}/original"]).parent == cache
+
+
+@pytest.mark.parametrize("mirror", ["no/such/folder", "ftp://host/files"])
+def test_mirrors_that_are_none(cache, monkeypatch, mirror):
+    monkeypatch.setenv("DNNLIB_MIRRORS", mirror)
+    with pytest.raises(UserError, match=f"DNNLIB_MIRRORS holds {mirror}, which is neither an existing folder nor an http or https URL"):
+        fetch_published("net.pkl", ["http://127.0.0.1:9"])
+
+
+def test_a_mirror_with_another_file_is_passed_over(server, cache, monkeypatch):
+    monkeypatch.setenv("DNNLIB_MIRRORS", f"{server.url}/mine")
+    server.content = b"another file"
+    wanted = hashlib.sha256(CONTENT).hexdigest()
+    with pytest.raises(UserError, match=r"/original/net\.pkl \(.*/mine/net\.pkl: the file there has SHA-256 .*; the file there has SHA-256"):
+        fetch_published("net.pkl", [f"{server.url}/original"], digest=wanted)
+    server.script = [404]
+    server.content = CONTENT
+    assert fetch_published("net.pkl", [f"{server.url}/original"], digest=wanted).read_bytes() == CONTENT
+
+
+def test_parts_from_different_sources_are_never_joined(server, cache):
+    # Both sources call their versions by the same name, as servers that number them do.
+    server.script = ["cut", 404]
+    bases = [f"{server.url}/first", f"{server.url}/second"]
+    assert fetch_published("net.pkl", bases).read_bytes() == CONTENT
+    assert server.requests[1][1] is not None and server.requests[2] == ("/second/net.pkl", None)
+
+
+def test_offline_names_every_source_and_every_way_out(cache, monkeypatch):
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    monkeypatch.setenv("DNNLIB_MIRRORS", "http://127.0.0.1:9/mine")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    with pytest.raises(UserError) as error:
+        fetch_published("net.pkl", ["http://127.0.0.1:9/original"])
+    sentence = str(error.value)
+    target = cached_path("http://127.0.0.1:9/original/net.pkl")
+    for part in ("original/net.pkl (http://127.0.0.1:9/mine/net.pkl: no connection; no connection)", f"as {target}", "local path", "DNNLIB_MIRRORS"):
+        assert part in sentence
+    assert "\n" not in sentence and not names(cache)
+
+
+def test_only_downloads_are_discarded(server, cache, tmp_path):
+    own = tmp_path / "net.pkl"
+    own.write_bytes(CONTENT)
+    (tmp_path / "net.pkl.sha256").write_text("mine")
+    assert not discard(own) and own.is_file() and (tmp_path / "net.pkl.sha256").is_file()
+    path = fetch(f"{server.url}/net.pkl")
+    assert discard(path) and names(cache) == []
+    # What is put in its place is taken, whatever its digest.
+    path.write_bytes(b"by hand")
+    assert fetch(f"{server.url}/net.pkl").read_bytes() == b"by hand" and len(server.requests) == 1
+
+
+def test_digests_are_read_once_but_never_stale(tmp_path, monkeypatch):
+    reads = []
+    read = download._read_digest
+    monkeypatch.setattr(download, "_read_digest", lambda path: reads.append(path) or read(path))
+    path = tmp_path / "net.pkl"
+    path.write_bytes(CONTENT)
+    assert file_digest(path) == DIGEST == file_digest(path) and len(reads) == 2  # fresh: it may still change unseen
+    later = os.stat(path).st_ctime_ns + 10_000_000_000
+    monkeypatch.setattr(download.time, "time_ns", lambda: later)
+    assert file_digest(path) == DIGEST == file_digest(path) and len(reads) == 3
+    path.write_bytes(CONTENT[::-1])
+    os.utime(path, ns=(0, 0))
+    assert file_digest(path) == hashlib.sha256(CONTENT[::-1]).hexdigest()
 
 
 def _fetch_in_process(url, folder, results):

@@ -1,14 +1,16 @@
-"""FID, KID and IS: equal to the golden numbers, to closed forms, and to loops over their definitions."""
+"""FID, KID and IS: equal to the golden numbers, to closed forms, to loops over their definitions, and the same whatever must not matter."""
 
 import json
 import pathlib
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 
 from dnnlib import UserError
-from metrics import frechet_distance, inception_score, kernel_distance
+from metrics import frechet_distance, frechet_inception_distance, inception_score, kernel_distance
+from metrics.frechet_inception_distance import feature_moments, frechet_distance_of_features
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +22,20 @@ def golden():
 def moments(features):
     features = features.astype(np.float64)
     return features.mean(axis=0), np.cov(features, rowvar=False, bias=True)
+
+
+def correlated(rows, dim, seed, decay=2.0, shift=0.0):
+    """Rows of a Gaussian whose standard deviations fall off like those of a detector's features, float64."""
+    rng = np.random.default_rng(seed)
+    mixing = np.linalg.qr(rng.standard_normal((dim, dim)))[0] * np.logspace(0, -decay, dim)
+    return rng.standard_normal((rows, dim)) @ mixing.T + shift
+
+
+def frechet_by_nuclear_norm(real, gen):
+    """The distance of two sets of rows from the singular values of their centred products: exact at any rank, no covariance formed."""
+    a, b = ((rows - rows.mean(axis=0)) / np.sqrt(len(rows)) for rows in (real, gen))
+    shift = real.mean(axis=0) - gen.mean(axis=0)
+    return shift @ shift + (a**2).sum() + (b**2).sum() - 2 * np.linalg.svd(a @ b.T, compute_uv=False).sum()
 
 
 def test_golden_frechet_distance(golden):
@@ -63,12 +79,113 @@ def test_frechet_distance_to_itself_is_zero_even_with_fewer_rows_than_dimensions
     assert frechet_distance(mu, sigma, mu, sigma) == pytest.approx(0, abs=1e-8 * max(np.trace(sigma), 1))
 
 
+@pytest.mark.parametrize("dim", [8, 96, 200])
+def test_frechet_distance_equals_the_one_with_a_root_of_the_product(dim):
+    (mu_a, a), (mu_b, b) = moments(correlated(3 * dim, dim, seed=1)), moments(correlated(4 * dim, dim, seed=2, shift=0.01))
+    root = scipy.linalg.sqrtm(a @ b)
+    expected = ((mu_a - mu_b) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * np.trace(root).real
+    assert frechet_distance(mu_a, a, mu_b, b) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("rows", [(30, 30), (30, 90), (90, 30), (30, 400), (400, 30), (2, 400), (61, 60)])
+def test_frechet_distance_of_singular_covariances(rows):
+    real, gen = correlated(rows[0], 60, seed=3), correlated(rows[1], 60, seed=4)
+    expected = frechet_by_nuclear_norm(real, gen)
+    assert frechet_distance(*moments(real), *moments(gen)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_distance_of_covariances_with_disjoint_ranges():
+    a, b = np.diag([3.0, 2, 1, 0, 0, 0, 0]), np.diag([0, 0, 0, 5.0, 4, 0, 0])
+    rotation = np.linalg.qr(np.random.default_rng(5).standard_normal((7, 7)))[0]
+    zero = np.zeros(7)
+    assert frechet_distance(zero, rotation @ a @ rotation.T, zero, rotation @ b @ rotation.T) == pytest.approx(15, rel=1e-7)
+
+
+@pytest.mark.parametrize("decay", [6, 9, 12, 15])
+def test_frechet_distance_of_nearly_singular_covariances(decay):
+    # Variances over many orders of magnitude, and shared eigenvectors, so that the distance is known.
+    rng = np.random.default_rng(decay)
+    rotation = np.linalg.qr(rng.standard_normal((80, 80)))[0]
+    a = np.logspace(0, -decay, 80)
+    b = a * rng.uniform(0.5, 2, 80)
+    sigmas = [(matrix + matrix.T) / 2 for matrix in (rotation * a @ rotation.T, rotation * b @ rotation.T)]
+    found = frechet_distance(np.zeros(80), sigmas[0], np.zeros(80), sigmas[1])
+    assert found == pytest.approx(((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), rel=1e-6)
+
+
+def test_frechet_distance_by_singular_values_agrees_with_that_by_eigenvalues(monkeypatch):
+    a, b = moments(correlated(300, 50, seed=6)), moments(correlated(300, 50, seed=7))
+    quick = frechet_distance(*a, *b)
+    monkeypatch.setattr(frechet_inception_distance, "TOLERANCE", -1)
+    assert frechet_distance(*a, *b) == pytest.approx(quick, rel=1e-9)
+
+
+def test_frechet_distance_under_rotation_and_scale():
+    a, b = correlated(300, 40, seed=8), correlated(200, 40, seed=9, shift=0.1)
+    rotation = np.linalg.qr(np.random.default_rng(10).standard_normal((40, 40)))[0]
+    expected = frechet_distance(*moments(a), *moments(b))
+    assert frechet_distance(*moments(a @ rotation), *moments(b @ rotation)) == pytest.approx(expected, rel=1e-9)
+    for scale in (1e-3, 1e3):
+        assert frechet_distance(*moments(scale * a), *moments(scale * b)) == pytest.approx(scale**2 * expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-2), (torch.bfloat16, 1e-1), (torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_frechet_distance_takes_moments_of_any_precision(dtype, tolerance):
+    values = [*moments(correlated(300, 12, seed=11)), *moments(2 * correlated(300, 12, seed=12, shift=1))]
+    found = frechet_distance(*(torch.from_numpy(value).to(dtype) for value in values))
+    assert found == pytest.approx(frechet_distance(*values), rel=tolerance)
+
+
+@pytest.mark.parametrize("rows", [(500, 300), (20, 30), (20, 300), (40, 40)])
+def test_frechet_distance_of_features_is_that_of_their_moments(rows):
+    real, gen = correlated(rows[0], 40, seed=13), correlated(rows[1], 40, seed=14, shift=0.2)
+    if min(rows) <= 40:
+        with pytest.warns(UserWarning, match="rows of 40 dimensions: with so few it is mostly bias"):
+            found = frechet_distance_of_features(real, torch.from_numpy(gen))
+    else:
+        found = frechet_distance_of_features(real, torch.from_numpy(gen))
+    assert found == pytest.approx(frechet_by_nuclear_norm(real, gen), rel=1e-7)
+    assert found == pytest.approx(frechet_distance(*moments(real), *moments(gen)), rel=1e-6)
+
+
+def test_order_of_rows_and_size_of_chunks_do_not_matter_to_moments(monkeypatch):
+    features = correlated(101, 7, seed=15)
+    mean, covariance = feature_moments(features)
+    assert mean.dtype == covariance.dtype == torch.float64
+    np.testing.assert_allclose(covariance, np.cov(features, rowvar=False, bias=True), rtol=0, atol=1e-15)
+    monkeypatch.setattr(frechet_inception_distance, "ROWS_AT_ONCE", 10)
+    for rows in (features, features[np.random.default_rng(16).permutation(101)]):
+        torch.testing.assert_close(feature_moments(rows), (mean, covariance), rtol=1e-12, atol=1e-15)
+
+
+def test_moments_keep_their_precision_beside_a_large_mean():
+    features = (correlated(500, 10, seed=17) * 1024).round() / 1024  # so that adding a mean is exact in float32
+    shifted = torch.from_numpy(features).to(torch.float32) + 1024
+    torch.testing.assert_close(feature_moments(shifted)[1], feature_moments(features)[1], rtol=1e-10, atol=1e-14)
+
+
+def test_frechet_distance_shrinks_to_zero_as_one_over_the_number_of_rows():
+    rng = np.random.default_rng(18)
+    bias = [np.mean([frechet_distance_of_features(*rng.standard_normal((2, rows, 8))) for _ in range(10)]) for rows in (200, 800)]
+    assert bias[0] > 0 and bias[0] / bias[1] == pytest.approx(4, rel=0.25)
+
+
 def test_frechet_distance_refuses_what_does_not_fit():
-    eye = np.eye(3)
+    eye, zero = np.eye(3), np.zeros(3)
     with pytest.raises(UserError, match="shapes"):
-        frechet_distance(np.zeros(3), eye, np.zeros(4), np.eye(4))
+        frechet_distance(zero, eye, np.zeros(4), np.eye(4))
     with pytest.raises(UserError, match="sigma_gen holds NaN"):
-        frechet_distance(np.zeros(3), eye, np.zeros(3), eye * np.nan)
+        frechet_distance(zero, eye, zero, eye * np.nan)
+    with pytest.raises(UserError, match="sigma_gen is not symmetric"):
+        frechet_distance(zero, eye, zero, np.triu(np.ones((3, 3))))
+    with pytest.raises(UserError, match="eigenvalue -1"):
+        frechet_distance(zero, np.diag([2.0, 1, -1]), zero, eye)
+    with pytest.raises(UserError, match="1 row of features"):
+        frechet_distance_of_features(np.ones((1, 3)), np.ones((9, 3)))
+    with pytest.raises(UserError, match="3 dimensions and generated features 4"):
+        frechet_distance_of_features(np.ones((9, 3)), np.ones((9, 4)))
+    with pytest.raises(UserError, match="NaN or infinity in 1 of 9 rows"):
+        frechet_distance_of_features(np.ones((9, 3)), np.where(np.arange(9)[:, None] == 4, np.nan, np.ones((9, 3))))
 
 
 def test_kernel_distance_equals_a_loop_over_pairs():
@@ -89,6 +206,52 @@ def test_kernel_distance_is_unbiased_and_sees_a_shift():
     same = [kernel_distance(*rng.standard_normal((2, 100, 8)), num_subsets=4, max_subset_size=50) for _ in range(40)]
     assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(len(same))
     assert kernel_distance(rng.standard_normal((100, 8)), rng.standard_normal((100, 8)) + 1) > 1
+
+
+def test_kernel_distance_of_subsets_is_the_mean_over_its_draws():
+    real, gen = correlated(50, 6, seed=19), correlated(40, 6, seed=20, shift=0.3)
+    rng = np.random.default_rng(7)
+    expected = []
+    for _ in range(5):
+        x, y = gen[rng.choice(40, 12, replace=False)], real[rng.choice(50, 12, replace=False)]
+        xx, yy, xy = ((a @ b.T / 6 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+        expected.append((xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (12 * 11) - 2 * xy.mean())
+    assert kernel_distance(real, gen, num_subsets=5, max_subset_size=12, seed=7) == pytest.approx(np.mean(expected), rel=1e-10)
+
+
+def test_kernel_distance_is_symmetric_and_sees_neither_order_nor_rotation():
+    # One subset of all rows, so that the draw only orders them.
+    real, gen = correlated(60, 9, seed=21), correlated(60, 9, seed=22, shift=0.2)
+    rng = np.random.default_rng(23)
+    rotation = np.linalg.qr(rng.standard_normal((9, 9)))[0]
+    expected = kernel_distance(real, gen, num_subsets=1)
+    assert kernel_distance(gen, real, num_subsets=1) == pytest.approx(expected, rel=1e-10)
+    assert kernel_distance(rng.permutation(real), rng.permutation(gen), num_subsets=1) == pytest.approx(expected, rel=1e-10)
+    assert kernel_distance(real @ rotation, gen @ rotation, num_subsets=1) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_kernel_distance_is_computed_in_float64_whatever_it_is_given(kind):
+    real, gen = (correlated(80, 16, seed=seed).astype(np.float16) for seed in (24, 25))
+    expected = kernel_distance(real.astype(np.float64), gen.astype(np.float64), num_subsets=3, max_subset_size=30)
+    for dtype in (np.float16, np.float32):
+        assert kernel_distance(kind(real.astype(dtype)), kind(gen.astype(dtype)), 3, 30, device="cpu") == expected
+
+
+@pytest.mark.gpu
+def test_kernel_distance_is_the_same_on_a_gpu():
+    real, gen = (torch.from_numpy(correlated(80, 16, seed=seed)).to(torch.float32) for seed in (24, 25))
+    expected = kernel_distance(real, gen, 3, 30)
+    assert kernel_distance(real, gen, 3, 30, device="cuda") == pytest.approx(expected, rel=1e-9)
+    assert kernel_distance(real.cuda(), gen, 3, 30) == expected
+    assert kernel_distance(real.cuda(), gen.cuda(), 3, 30) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance_of_features(real.cuda(), gen) == pytest.approx(frechet_distance_of_features(real, gen), rel=1e-9)
+
+
+def test_kernel_distance_of_equal_distributions_is_negative_about_as_often_as_not():
+    rng = np.random.default_rng(26)
+    signs = [kernel_distance(*rng.standard_normal((2, 40, 8)), num_subsets=1) < 0 for _ in range(60)]
+    assert 15 < sum(signs) < 55
 
 
 def test_kernel_distance_draws_from_its_own_seed():
@@ -125,6 +288,27 @@ def test_inception_score_splits_are_contiguous():
     assert (mean, deviation) == pytest.approx((4, 0))
     mean, deviation = inception_score(np.concatenate([np.tile(np.eye(1, 4), (4, 1)), np.eye(4)]), num_splits=2)
     assert (mean, deviation) == pytest.approx((2.5, 1.5))
+
+
+def test_inception_score_equals_a_loop_over_rows_and_classes():
+    probs = np.random.default_rng(27).dirichlet(np.full(6, 0.3), size=47)
+    scores = []
+    for split in range(4):
+        part = probs[split * 47 // 4 : (split + 1) * 47 // 4]
+        marginal = part.mean(axis=0)
+        divergences = [sum(p * np.log(p / q) for p, q in zip(row, marginal) if p > 0) for row in part]
+        scores.append(np.exp(np.mean(divergences)))
+    assert inception_score(probs, num_splits=4) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-9)
+
+
+def test_inception_score_sees_neither_the_order_within_a_split_nor_that_of_the_classes():
+    rng = np.random.default_rng(28)
+    probs = rng.dirichlet(np.ones(5), size=40)
+    expected = pytest.approx(inception_score(probs, num_splits=2), rel=1e-12)
+    assert inception_score(np.concatenate([rng.permutation(probs[:20]), rng.permutation(probs[20:])]), num_splits=2) == expected
+    assert inception_score(probs[:, rng.permutation(5)], num_splits=2) == expected
+    assert inception_score(torch.from_numpy(probs), num_splits=2) == expected
+    assert inception_score(probs.astype(np.float32), num_splits=2) == pytest.approx(inception_score(probs, num_splits=2), rel=1e-6)
 
 
 def test_inception_score_refuses_what_does_not_fit():

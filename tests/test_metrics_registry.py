@@ -8,85 +8,17 @@ import random
 import numpy as np
 import pytest
 import torch
+from metric_parts import Data, TinyGenerator, results, write_detectors
 
-from dnnlib import EasyDict, UserError, download
-from metrics import compute_prdc, frechet_distance, protocols, registry, report
+from dnnlib import UserError, download
+from metrics import compute_prdc, feature_cache, frechet_distance, protocols, registry, report, sources
 from metrics.detectors import embedded, get_detector
 from metrics.features import GeneratorSource
-
-RESOLUTION = 8
-
-
-class Data:
-    """A data set of random images with the interface of ImageFolderDataset."""
-
-    def __init__(self, count=150, classes=3, xflip=False, seed=0):
-        rng = np.random.default_rng(seed)
-        self.images = rng.integers(0, 256, (count, 3, RESOLUTION, RESOLUTION), dtype=np.uint8)
-        self.classes = rng.integers(0, classes, count)
-        self.label_dim, self.resolution, self.xflip, self.read = classes, RESOLUTION, xflip, 0
-
-    def __len__(self):
-        return len(self.images) * (1 + self.xflip)
-
-    def __getitem__(self, index):
-        self.read += 1
-        image = self.images[index % len(self.images)]
-        return (image[:, :, ::-1] if index >= len(self.images) else image), self.get_label(index)
-
-    def get_label(self, index):
-        return np.eye(self.label_dim, dtype=np.float32)[self.classes[index % len(self.images)]]
-
-    def get_details(self, index):
-        return EasyDict(raw_idx=index % len(self.images), xflip=index >= len(self.images), raw_label=self.classes[index % len(self.images)])
-
-    def fingerprint(self):
-        return f"{hash((self.images.tobytes(), self.xflip)) & 0xFFFFFFFFFFFF:x}"
-
-
-class TinyGenerator(torch.nn.Module):
-    """Random images from latents and labels; counts what it makes."""
-
-    def __init__(self, c_dim=3, z_dim=4):
-        super().__init__()
-        self.z_dim, self.c_dim, self.img_resolution, self.img_channels = z_dim, c_dim, RESOLUTION, 3
-        rng = torch.Generator().manual_seed(0)
-        self.weight = torch.nn.Parameter(torch.randn(z_dim + c_dim, 3 * RESOLUTION**2, generator=rng) / 3)
-        self.drop = torch.nn.Dropout(0.5)
-        self.made, self.labels = 0, []
-
-    def forward(self, z, c, truncation_psi=1, noise_mode="random"):
-        assert noise_mode == "const"
-        self.made += len(z)
-        self.labels.append(c)
-        return self.drop(torch.cat([z * truncation_psi, c], dim=1) @ self.weight).reshape(len(z), 3, RESOLUTION, RESOLUTION)
-
-
-class Detector(torch.nn.Module):
-    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
-        pooled = torch.nn.functional.avg_pool2d(images.to(torch.float32) / 64, 4).flatten(1)
-        if return_features:
-            return pooled
-        return pooled[:, :2]
-
-
-class Classifier(torch.nn.Module):
-    def forward(self, images: torch.Tensor, no_output_bias: bool = False) -> torch.Tensor:
-        pooled = torch.nn.functional.avg_pool2d(images.to(torch.float32) / 16, 4).flatten(1)
-        return torch.softmax(pooled if no_output_bias else pooled + 1000 * torch.arange(12), dim=1)
-
-
-class Broken(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.to(torch.float32).flatten(1)[:, :5] / 0.0
 
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("detectors")
-    for module in (Detector(), Classifier(), Broken()):
-        torch.jit.script(module).save(str(folder / f"{type(module).__name__.lower()}.pt"))
-    return folder
+    return write_detectors(tmp_path_factory.mktemp("detectors"))
 
 
 @pytest.fixture
@@ -97,14 +29,10 @@ def measure(scripts, tmp_path, monkeypatch):
 
     def run(*names, detector="detector", G=None, dataset=None, **options):
         options = {"device": "cpu", "cache_dir": tmp_path / "cache", **options}
-        path = str(scripts / f"{detector}.pt") if detector in ("detector", "classifier", "broken") else detector
+        path = str(scripts / f"{detector}.pt") if (scripts / f"{detector}.pt").is_file() else detector
         return registry.compute_metrics(names, G=G or TinyGenerator(), dataset=dataset or Data(), detector=path, **options)
 
     return run
-
-
-def results(lines):
-    return {key: value for line in lines for key, value in line["results"].items()}
 
 
 # Names and protocols.
@@ -127,12 +55,37 @@ def results(lines):
         ("density50k3", "vgg16", 1_797, (1_797, 1_797), 3, False, False),
         ("prdc50k3", "vgg16", 70_000, (50_000, 50_000), 3, False, False),
         ("prdc10k5", "vgg16", 70_000, (10_000, 10_000), 5, False, False),
+        ("fid10k_classwise", "inception", 70_000, (10_000, 10_000), None, False, False),
+        ("coverage_classwise", "vgg16", 70_000, (50_000, 50_000), 3, False, False),
+        ("collision", "vgg16", 70_000, (10_000, 10_000), 3, False, False),
+        ("pairing_acc", None, 70_000, (0, 138_240), None, False, False),
+        ("ppl2_wend", "vgg16", 70_000, (0, 50_000), None, False, False),
+        ("ppl_zfull", "vgg16", 70_000, (0, 50_000), None, False, False),
     ],
 )
 def test_names_pin_their_protocols(name, detector, available, counts, k, closed, flips):
     (spec,) = registry.parse_metrics([name])
     entry = spec.protocol
     assert (spec.name, spec.detector, entry.counts(available), entry.k, entry.closed, entry.keep_flips) == (name, detector, counts, k, closed, flips)
+
+
+def test_every_name_of_stylegan2_ada_is_there():
+    named = "fid50k_full kid50k_full pr50k3_full ppl2_wend is50k fid50k kid50k pr50k3 ppl_zfull ppl_wfull ppl_zend ppl_wend"
+    assert set(named.split()) <= set(registry.list_metrics())
+
+
+@pytest.mark.parametrize(
+    ("name", "available", "counts"),
+    [
+        ("fid50k_full", (None, None), (50_000, 50_000)),  # generators on both sides
+        ("fid10k", (None, 300), (10_000, 300)),
+        ("pr50k3_full", (300_000, 70_000), (200_000, 50_000)),
+        ("coverage", (70_000, 8_000), (8_000, 8_000)),
+        ("is50k", (None, 300), (0, 300)),
+    ],
+)
+def test_a_side_with_fewer_images_gives_all_it_has(name, available, counts):
+    assert protocols.METRICS[name].counts(*available) == counts
 
 
 def test_unknown_metrics_are_refused_with_the_known_ones():
@@ -175,7 +128,7 @@ def test_a_cap_takes_the_first_real_images_or_a_fixed_random_choice(measure, mon
     """StyleGAN2-ADA's own metrics take the first; the others must not, since a data set may be sorted by class."""
     monkeypatch.setitem(protocols.METRICS, name, dataclasses.replace(protocols.METRICS[name], max_real=30))
     data, part = Data(), Data()
-    chosen = protocols.selection(30, len(data) if name == "fid10k" else None)
+    chosen = sources.selection(30, len(data) if name == "fid10k" else None)
     assert len(set(chosen.tolist())) == 30 and (chosen.max() == 29) == (name == "fid50k")
     part.images = part.images[chosen]
     whole = measure(name, dataset=data, G=TinyGenerator(c_dim=0))[0]
@@ -348,6 +301,23 @@ def test_damaged_entries_are_rebuilt(measure, tmp_path, damage):
     assert entry.read_bytes() == good
 
 
+def test_entries_of_another_version_are_rebuilt(measure, tmp_path, monkeypatch):
+    """Even one that lies where this version would put its own."""
+    expected = results(measure("fid50k_full"))
+    (entry,) = (tmp_path / "cache").iterdir()
+    good = entry.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_cache, "FORMAT", feature_cache.FORMAT + 1)
+        measure("fid50k_full", cache_dir=tmp_path / "newer")
+    (newer,) = (tmp_path / "newer").iterdir()
+    assert newer.name != entry.name
+    entry.write_bytes(newer.read_bytes())
+    said, data = [], Data()
+    assert results(measure("fid50k_full", dataset=data, log=said.append)) == expected
+    assert data.read == 150 and "another version" in said[0]
+    assert entry.read_bytes() == good
+
+
 def test_a_cache_that_cannot_be_written_loses_no_figure(measure, tmp_path):
     (tmp_path / "file").write_text("")
     said = []
@@ -366,16 +336,24 @@ def test_no_cache_reads_and_writes_nothing(measure, tmp_path):
 def _rank_main(rank, store, detector, cache, output):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    lines = _small_measurement(detector, cache)
-    pathlib.Path(output, f"rank{rank}.json").write_text(json.dumps([line["results"] for line in lines]))
+    figures, *looked_at = _small_measurement(detector, cache)
+    pathlib.Path(output, f"rank{rank}.json").write_text(json.dumps([figures, *looked_at]))
     torch.distributed.destroy_process_group()
 
 
+RANK_METRICS = ("fid50k_full", "prdc10k5", "collision", "coverage_classwise", "pairing_acc")
+
+
 def _small_measurement(detector, cache):
-    protocols.METRICS["fid50k_full"] = dataclasses.replace(protocols.METRICS["fid50k_full"], num_fake=70)
-    # 150 images and 70 in batches of 16: uneven last rounds on both sides.
-    options = {"device": "cpu", "detector": detector, "batch_detector": 16, "cache_dir": cache}
-    return registry.compute_metrics(["fid50k_full", "prdc50k3"], G=TinyGenerator(), dataset=_PlainData(), **options)
+    """(figures, real images read, images generated for features) of this rank. 150 images and 70 in batches of 16: uneven last rounds."""
+    for name in RANK_METRICS:
+        changes = {"num_fake": 64, "parameters": {"steps": 3, "batch": 4, "held_out": 2}} if name == "pairing_acc" else {"num_fake": 70}
+        changes |= {"matched": False}
+        protocols.METRICS[name] = dataclasses.replace(protocols.METRICS[name], **changes)
+    data, G = _PlainData(), TinyGenerator()
+    options = {"dataset": data, "device": "cpu", "detector": detector, "batch_detector": 16, "cache_dir": cache}
+    figures = results(registry.compute_metrics(RANK_METRICS[:-1], G=G, **options))
+    return figures | results(registry.compute_metrics(RANK_METRICS[-1:], G=TinyGenerator(), **options)), data.read, G.made
 
 
 class _PlainData(Data):
@@ -384,13 +362,16 @@ class _PlainData(Data):
 
 
 def test_two_ranks_give_the_figures_of_one(scripts, tmp_path, monkeypatch):
-    monkeypatch.setitem(protocols.METRICS, "fid50k_full", protocols.METRICS["fid50k_full"])
+    for name in RANK_METRICS:
+        monkeypatch.setitem(protocols.METRICS, name, protocols.METRICS[name])
     detector = str(scripts / "detector.pt")
     arguments = (str(tmp_path / "store"), detector, str(tmp_path / "cache-of-two"), str(tmp_path))
     torch.multiprocessing.spawn(_rank_main, args=arguments, nprocs=2)
-    expected = [line["results"] for line in _small_measurement(detector, str(tmp_path / "cache-of-one"))]
-    for rank in range(2):
-        assert json.loads((tmp_path / f"rank{rank}.json").read_text()) == expected
+    expected, *all_images = _small_measurement(detector, str(tmp_path / "cache-of-one"))
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0][0] == ranks[1][0] == pytest.approx(expected, rel=1e-12)
+    # No image is looked at twice, by whichever rank.
+    assert [sum(counts) for counts in zip(*(rank[1:] for rank in ranks))] == all_images == [150, 70]
 
 
 # What is refused.

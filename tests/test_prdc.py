@@ -2,14 +2,18 @@
 
 import json
 import pathlib
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 from dnnlib import UserError
-from metrics import compute_prdc, knn
-from metrics.prdc import coverage_ceiling
+from metrics import MetricWarning, compute_prdc, knn
+from metrics.prdc import coverage_ceiling, prdc_of_balls
+
+# Many examples here are small on purpose; what is warned of has its own tests.
+pytestmark = pytest.mark.filterwarnings("ignore::metrics.points.MetricWarning")
 
 FIGURES = ("precision", "recall", "density", "coverage")
 
@@ -58,6 +62,67 @@ def test_equals_the_public_package(n, m, dim, k, dtype):
     prdc = pytest.importorskip("prdc")
     real, fake = gaussians(n, m, dim, seed=n, dtype=dtype)
     assert compute_prdc(real, fake, k) == prdc.compute_prdc(real, fake, k)
+
+
+def awkward(kind, n, m, dim, dtype):
+    """Two sets that are hard to compare in few bits."""
+    rng = np.random.default_rng(n)
+    real, fake = rng.standard_normal((n, dim)), rng.standard_normal((m, dim))
+    if kind == "tied":
+        real, fake = rng.integers(0, 4, (n, dim)), rng.integers(0, 4, (m, dim))
+    elif kind == "copies":
+        real = real[rng.integers(0, n // 3, n)]
+        fake[: m // 2] = real[: m // 2]
+    elif kind == "clusters":
+        centres = rng.standard_normal((5, dim))
+        real, fake = (centres[rng.integers(0, 5, len(points))] + 1e-3 * points for points in (real, fake))
+    elif kind == "large mean":
+        real, fake = real + 1000, fake + 1000
+    elif kind == "tiny":
+        real, fake = real * 1e-3, fake * 1e-3
+    return real.astype(dtype), fake.astype(dtype)
+
+
+KINDS = ("normal", "tied", "copies", "clusters", "large mean", "tiny")
+SHAPES = [(90, 80, 2, 3), (80, 100, 7, 1), (100, 70, 90, 5)]
+
+
+@pytest.mark.parametrize("screening", [None, "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_definition(kind, dtype, screening):
+    for n, m, dim, k in SHAPES:
+        real, fake = awkward(kind, n, m, dim, dtype)
+        wide = [points.astype(np.promote_types(dtype, np.float32)) for points in (real, fake)]
+        for closed in (False, True):
+            expected = by_definition(*wide, k, closed)
+            assert compute_prdc(real, fake, k, closed=closed, screening=screening) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "copies"])
+def test_equals_the_public_package_on_awkward_sets(kind, dtype):
+    # Its distances between copies are what rounding leaves, not 0.
+    prdc = pytest.importorskip("prdc")
+    for n, m, dim, k in SHAPES:
+        real, fake = awkward(kind, n, m, dim, dtype)
+        for screening in ("bfloat16", "float32"):
+            assert compute_prdc(real, fake, k, screening=screening) == prdc.compute_prdc(real, fake, k)
+
+
+def test_a_large_mean_in_float32_counts_as_float64_does():
+    real, fake = awkward("large mean", 300, 300, 48, np.float32)
+    expected = compute_prdc(real.astype(np.float64), fake.astype(np.float64), 5)
+    assert compute_prdc(real, fake, 5) == expected == compute_prdc(real, fake, 5, screening="bfloat16")
+    assert 0 < expected["coverage"] < 1
+
+
+def test_several_balls_at_once_equal_each_alone():
+    real, fake = awkward("tied", 120, 110, 6, np.float32)
+    balls = [(3, True), (5, False), (3, False)]
+    together = prdc_of_balls(real, fake, balls, block=50)
+    assert together == [compute_prdc(real, fake, k, closed=closed) for k, closed in balls]
+    assert together[0] != together[2]
 
 
 @pytest.mark.parametrize("closed", [False, True])
@@ -158,6 +223,44 @@ def test_bounds_on_squares_decide_as_roots_do(dtype, closed):
     assert not np.array_equal(near < bound, near <= squares if closed else near < squares)
 
 
+def warned(real, fake, k=3):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compute_prdc(real, fake, k)
+    assert all(issubclass(warning.category, MetricWarning) and warning.filename == __file__ for warning in caught)
+    return [str(warning.message) for warning in caught]
+
+
+def test_sound_input_warns_of_nothing():
+    assert warned(*gaussians(50, 50, 8)) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prdc_of_balls(*gaussians(20, 10, 30), [(3, False)])
+
+
+def test_unequal_numbers_are_warned_of_with_the_ceiling():
+    (message,) = warned(*gaussians(200, 50, 8))
+    ceiling, usual = coverage_ceiling(200, 50, 3), coverage_ceiling(200, 200, 3)
+    assert f"200 real with 50 fake points: a perfect generator reaches {ceiling:.3f} with such numbers and k = 3, and {usual:.3f}" in message
+    assert ceiling < 0.5 < usual
+
+
+def test_fewer_points_than_dimensions_are_warned_of():
+    (message,) = warned(*gaussians(20, 20, 30))
+    assert message.startswith("20 real and 20 fake points in 30 dimensions are few")
+
+
+def test_copies_are_warned_of():
+    real, fake = gaussians(50, 50, 8)
+    fake[:3] = fake[4]
+    (message,) = warned(real, fake)
+    assert message.startswith("4 of 50 fake points have an exact copy among the fake points")
+    # A fake that is a copy of a real point is no copy within its set.
+    fake = gaussians(50, 50, 8)[1]
+    fake[0] = real[0]
+    assert warned(real, fake) == []
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_features_that_are_not_finite_are_refused(bad):
     real, fake = gaussians(20, 20)
@@ -175,11 +278,19 @@ def test_features_that_are_not_finite_are_refused(bad):
         ((9, 4, 1), (9, 4), 3, "real features have shape"),
         ((0, 4), (9, 4), 3, "real features have shape"),
         ((9, 4), (9, 4), 0, "at least 1"),
+        ((1, 4), (9, 4), 1, "1 real points are too few"),
+        ((9, 4), (0, 4), 3, "fake features have shape"),
+        ((9, 0), (9, 0), 3, "real features have shape"),
     ],
 )
 def test_impossible_requests_are_refused(real_shape, fake_shape, k, message):
     with pytest.raises(UserError, match=message):
         compute_prdc(np.ones(real_shape, np.float32), np.ones(fake_shape, np.float32), k)
+
+
+def test_no_balls_are_refused():
+    with pytest.raises(UserError, match="at least one is needed"):
+        prdc_of_balls(*gaussians(20, 20), [])
 
 
 @pytest.mark.gpu

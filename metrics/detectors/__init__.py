@@ -1,4 +1,4 @@
-"""Detectors: networks that turn images into the features or class probabilities that metrics compare.
+"""Detectors: networks that turn images into the features, class probabilities or LPIPS features that metrics compare.
 
 `get_detector` is the way in. `inception` and `vgg16` are the TorchScript files of StyleGAN2-ADA's protocols (`torchscript.py`), `embedded`
 ships with the code (`embedded.py`), and any other TorchScript file can be named by its path or URL.
@@ -14,9 +14,9 @@ import torch
 
 from dnnlib import UserError
 from metrics.detectors import embedded, torchscript
-from metrics.detectors.images import to_rgb_uint8
+from metrics.detectors.images import to_rgb_float, to_rgb_uint8
 
-OUTPUTS = ("features", "probabilities")
+OUTPUTS = ("features", "probabilities", "lpips")
 
 
 @dataclasses.dataclass
@@ -26,7 +26,7 @@ class Detector:
     Attributes:
         name: what result keys and records call it.
         digest: SHA-256 of its weights, hex.
-        output: "features" or "probabilities".
+        output: one of OUTPUTS.
         resize: how images reach its input size, in words, for the record.
         feature_dim: width of its output, None until the first call.
     """
@@ -40,13 +40,16 @@ class Detector:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images [N, C, H, W] with 1, 3 or 4 channels, on the detector's device -> float32 [N, D].
+        """Images [N, C, H, W] with 1, 3 or 4 channels, on the detector's device -> float32 [N, D].
+
+        Images are uint8. LPIPS features also take floating point of the same range, 0 to 255, and are computed at the size of the images.
+        Rows may hold NaN or infinity if the network returns them; `metrics.features.run_pass` and whoever else compares them checks.
 
         Raises:
-            UserError: images of another kind, or a network whose output is no matrix of N rows.
+            UserError: images of another kind, or a network that fails on them or whose output is no matrix of N rows.
         """
-        result = self.run(to_rgb_uint8(images))
-        if not isinstance(result, torch.Tensor) or result.ndim != 2 or len(result) != len(images):
+        result = self.run(to_rgb_float(images) if self.output == "lpips" else to_rgb_uint8(images))
+        if not isinstance(result, torch.Tensor) or result.ndim != 2 or len(result) != len(images) or result.shape[1] == 0:
             shape = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
             raise UserError(f"detector {self.name} returned {shape} for {len(images)} images; a matrix of {len(images)} rows is needed")
         self.feature_dim = result.shape[1]
@@ -76,16 +79,18 @@ def get_detector(spec: str, device: torch.device | str, need: str = "features") 
     Args:
         spec: "inception", "vgg16", "embedded", or the path or URL of a TorchScript file that maps uint8 RGB images to [N, D].
         device: where it runs.
-        need: "features", or "probabilities" of its classes.
+        need: "features", "probabilities" of its classes, or "lpips": features whose squared Euclidean distance is LPIPS, of vgg16 only.
 
     Raises:
         UserError: unknown name, file missing, damaged or not to be downloaded, or a network without the output that is needed.
     """
     if need not in OUTPUTS:
         raise UserError(f"a detector has no output {need!r}; known are: {', '.join(OUTPUTS)}")
+    if spec == "embedded" and need == "lpips":
+        raise UserError(f"detector embedded gives {torchscript.LACKING[need]}")
     network, digest, resize = _load(spec, str(device))
     run = _embedded_run(network, need) if spec == "embedded" else torchscript.runner(network, detector_name(spec), need)
-    return Detector(name=detector_name(spec), digest=digest, output=need, resize=resize, run=run)
+    return Detector(name=detector_name(spec), digest=digest, output=need, resize="none" if need == "lpips" else resize, run=run)
 
 
 @functools.lru_cache(maxsize=4)

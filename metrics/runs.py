@@ -1,0 +1,257 @@
+"""Measured runs: the metric-*.jsonl of run directories as points over training, checked to be comparable, and runs grouped by their settings.
+
+Drawing them is `metrics.trajectories`' work; the lines themselves are written by `metrics.report`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dnnlib import UserError
+
+OPTIONS_FILE = "training_options.json"
+SEED = "random_seed"
+# What a run writes and measures, and where; none of it changes the networks that come out.
+BOOKKEEPING = {SEED, "run_dir", "metrics", "detector", "metric_seed", "keep_snapshots", "data_loader_kwargs"}
+BOOKKEEPING |= {"image_snapshot_ticks", "network_snapshot_ticks"}
+ABSENT = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One figure of one snapshot.
+
+    Attributes:
+        value: finite.
+        metric: name of the metric that the figure belongs to.
+        protocol: how it was measured; None where the line does not say (those of StyleGAN2-ADA).
+        where: file and line, for messages.
+    """
+
+    value: float
+    metric: str
+    protocol: dict | None
+    where: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory.
+
+    Attributes:
+        path: as given.
+        settings: its training_options.json as {dotted name: value} without seed and bookkeeping; None where there is no such file.
+        seed: of the training; None where it is not known.
+        points: {figure: {kimg: point}}, kimg (thousand real images seen) rising.
+    """
+
+    path: pathlib.Path
+    settings: dict[str, Any] | None
+    seed: int | None
+    points: dict[str, dict[int, Point]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """A figure over training for several runs.
+
+    Attributes:
+        kimg: int [T], at which every one of the runs was measured.
+        values: float64 [runs, T].
+    """
+
+    kimg: np.ndarray
+    values: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Over the runs, [T]."""
+        return self.values.mean(axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ by their seed only.
+
+    Attributes:
+        label: what tells the group from the others.
+        runs: its members, at least one.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+
+    def having(self, *figures: str) -> list[Run]:
+        """The runs with all of these figures."""
+        return [run for run in self.runs if all(figure in run.points for figure in figures)]
+
+    def bands(self, *figures: str) -> list[Band]:
+        """One band per figure, all over the same runs and kimg: the runs that have all figures, where all of these were measured."""
+        runs = self.having(*figures)
+        sets = [set(run.points[figure]) for run in runs for figure in figures]
+        kimg = sorted(set.intersection(*sets)) if sets else []
+        table = [[[run.points[figure][k].value for k in kimg] for run in runs] for figure in figures]
+        return [Band(np.array(kimg, dtype=int), np.array(values, dtype=float).reshape(len(runs), len(kimg))) for values in table]
+
+
+def load_runs(paths: Iterable[pathlib.Path | str]) -> list[Run]:
+    """Reads run directories; of repeated measurements of a snapshot the last in the file counts.
+
+    Args:
+        paths: folders with metric-*.jsonl, and training_options.json where settings are to be known; repetitions are dropped.
+
+    Raises:
+        UserError: no folder, no lines, a damaged line or options file, or a figure that was measured by different protocols.
+    """
+    folders = {pathlib.Path(path).resolve(): pathlib.Path(path) for path in paths}
+    if not folders:
+        raise UserError("no run is given; name at least one folder with metric-*.jsonl")
+    runs = [_load_run(folder) for folder in folders.values()]
+    check_protocols(runs)
+    return runs
+
+
+def _load_run(folder: pathlib.Path) -> Run:
+    found: dict[str, dict[int, Point]] = {}
+    for path in sorted(folder.glob("metric-*.jsonl")):
+        _read_lines(path, found)
+    if not found:
+        raise UserError(f"{folder} holds no measurements (metric-*.jsonl); measure its snapshots with calc_metrics.py first")
+    points = {figure: dict(sorted(points.items())) for figure, points in sorted(found.items())}
+    options = _read_options(folder / OPTIONS_FILE)
+    if options is None:
+        return Run(folder, None, None, points)
+    return Run(folder, _flatten(options), options.get(SEED), points)
+
+
+def _read_lines(path: pathlib.Path, found: dict[str, dict[int, Point]]) -> None:
+    """Adds the points of one metric-*.jsonl to `found`."""
+    metric = path.stem.removeprefix("metric-")
+    try:
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    for number, text in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        try:
+            line = json.loads(text)
+            kimg = int(re.search(r"snapshot-(\d+)", line["snapshot_pkl"])[1])
+            values = {figure: float(value) for figure, value in line["results"].items()}
+            protocol = line.get("protocol")
+            if not all(map(math.isfinite, values.values())) or not isinstance(protocol, (dict, type(None))):
+                raise ValueError("a value that is not finite, or a protocol that is no table")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}, is no whole metric line of a snapshot; remove that line or measure again") from error
+        for figure, value in values.items():
+            found.setdefault(figure, {})[kimg] = Point(value, metric, protocol, where)
+
+
+def _read_options(path: pathlib.Path) -> dict | None:
+    if not path.is_file():
+        return None
+    try:
+        options = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); restore it, or remove it to plot the run without its settings") from error
+    if not isinstance(options, dict):
+        raise UserError(f"{path} holds no table of options; restore it, or remove it to plot the run without its settings")
+    return options
+
+
+def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"loss_kwargs.r1_gamma": 10, ...} in the file's order, without what is not part of a run's settings."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in BOOKKEEPING:
+            continue
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def check_protocols(runs: Sequence[Run]) -> None:
+    """Makes sure that every figure was measured in one way in all runs.
+
+    Raises:
+        UserError: it was not; the sentence names the figure, the two lines and what differs.
+    """
+    first: dict[str, Point] = {}
+    for run in runs:
+        for figure, points in run.points.items():
+            for point in points.values():
+                known = first.setdefault(figure, point)
+                if differences := protocol_differences(known.protocol, point.protocol):
+                    found = "; ".join(f"{name} is {a} in the first and {b} in the second" for name, (a, b) in differences.items())
+                    raise UserError(f"{figure} of {known.where}, and of {point.where}, cannot be compared: {found}; measure both by one protocol")
+
+
+def protocol_differences(a: Mapping | None, b: Mapping | None) -> dict[str, tuple[str, str]]:
+    """What differs between the protocols of two result lines, as {name: (in a, in b)} in words; empty where they can be compared."""
+    if (a is None) != (b is None):
+        return {"protocol": tuple("not recorded" if protocol is None else "recorded" for protocol in (a, b))}
+    a, b = a or {}, b or {}
+    names = [name for name in dict.fromkeys([*a, *b]) if a.get(name, ABSENT) != b.get(name, ABSENT)]
+    return {name: (_in_words(a.get(name, ABSENT)), _in_words(b.get(name, ABSENT))) for name in names}
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Groups runs whose settings agree, in order of their first members; a run without known settings stands alone."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        key = str(run.path.resolve()) if run.settings is None else json.dumps(run.settings, sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    members = list(groups.values())
+    labels = _labels([group[0].settings for group in members if group[0].settings is not None])
+    return [Group(_run_name(group) if group[0].settings is None or len(members) == 1 else next(labels), tuple(group)) for group in members]
+
+
+def _run_name(group: Sequence[Run]) -> str:
+    """The folder's name; without its number where it stands for several runs."""
+    name = group[0].path.resolve().name
+    return name if len(group) == 1 else re.sub(r"^\d+-", "", name)
+
+
+def _labels(settings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What is particular about each of several settings that all differ.
+
+    Options that belong to a part which some runs do not have (a pairing network, say) are summed up by the first of them.
+    """
+    columns: dict[str, tuple] = {}
+    for name in dict.fromkeys(name for table in settings for name in table):
+        column = tuple(table.get(name, ABSENT) for table in settings)
+        if len(set(map(_in_words, column))) > 1:
+            columns[name] = column
+    varying = [name for name, column in columns.items() if len({_in_words(value) for value in column if value is not ABSENT}) > 1]
+    told = {_presence(columns[name]) for name in varying}
+    shown: dict[tuple, str] = {}
+    for name, column in columns.items():
+        if name in varying or _presence(column) not in told:
+            told.add(_presence(column))
+            shown.setdefault((name.split(".")[-1], *map(_in_words, column)), name)  # one learning rate for two optimizers is said once
+    leaves = [name.split(".")[-1] for name in shown.values()]
+    words = {name: leaf if leaves.count(leaf) == 1 else name for name, leaf in zip(shown.values(), leaves)}
+    for index in range(len(settings)):
+        values = [(words[name], columns[name][index]) for name in words]
+        yield ", ".join(f"no {word}" if value is ABSENT else f"{word} {_in_words(value)}" for word, value in values) or "same settings"
+
+
+def _presence(column: Sequence[Any]) -> tuple[bool, ...]:
+    return tuple(value is not ABSENT for value in column)
+
+
+def _in_words(value: Any) -> str:
+    """A setting or protocol entry as short text; of a long digest the beginning."""
+    if value is ABSENT:
+        return "absent"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:12]}..." if re.fullmatch(r"[0-9a-f]{32,}", text) else text
