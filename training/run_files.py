@@ -127,11 +127,11 @@ class RunDir:
         return None
 
     def best(self, metric: str | None) -> int | None:
-        """kimg of the snapshot with the best value of a metric's first figure (lower for FID and KID, else higher), or None."""
+        """kimg of the snapshot with the best value of a metric's first figure (lower for FID, KID, path length and collision, else higher), or None."""
         path = self.path / f"metric-{metric}.jsonl"
         if metric is None or not path.is_file():
             return None
-        sign = -1 if metric.startswith(("fid", "kid", "ppl")) else 1
+        sign = -1 if metric.startswith(("fid", "kid", "ppl", "collision")) else 1
         values = []
         for line in path.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
