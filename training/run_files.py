@@ -127,7 +127,7 @@ class RunDir:
         return None
 
     def best(self, metric: str | None) -> int | None:
-        """kimg of the snapshot with the best value of a metric's first figure (lower for FID, KID, path length and collision, else higher), or None."""
+        """kimg of the snapshot with the best first figure of a metric (lower for FID, KID, path length and collision, else higher), or None."""
         path = self.path / f"metric-{metric}.jsonl"
         if metric is None or not path.is_file():
             return None
