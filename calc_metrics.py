@@ -42,13 +42,6 @@ MAX_SHOWN = 50_000  # images of a side that `show` looks through
 REAL_STREAM = 1  # so that a network on the real side shares no latent with one on the other
 
 
-class ComparedImages(ImageFolderDataset):
-    """Images that are only looked at: of any one size, not of the sizes that networks make."""
-
-    def _check_resolution(self, expected: int | None) -> None:
-        return
-
-
 @click.group(invoke_without_command=True)
 @click.option("--network", help="Network file or URL, run directory, or pattern of several", metavar="PATH")
 @click.option("--real", help="Real side of a comparison: data set, network or feature file", metavar="PATH")
@@ -279,8 +272,8 @@ def open_side(opts: EasyDict, given: str, role: str) -> Side:
     name = f"--{role}={given}"
     path = pathlib.Path(given)
     if path.is_dir() or path.suffix.lower() == ".zip":
-        dataset = ComparedImages(given)
-        dataset = ComparedImages(given, use_labels=True) if dataset.labels_in_file else dataset
+        dataset = ImageFolderDataset(given, any_size=True)
+        dataset = ImageFolderDataset(given, use_labels=True, any_size=True) if dataset.labels_in_file else dataset
         return DataSide(lambda **overrides: dataset, name, _cache(opts))
     if path.is_file() and is_feature_file(path):
         return FileSide(load_features(path))
@@ -343,14 +336,16 @@ def _save(opts: EasyDict) -> None:
 @click.option("--out", help="Common beginning of the files", metavar="PATH", default="metrics", show_default=True)
 @click.option("--title", help="Heading of the pictures", default="", metavar="TEXT")
 def plot(runs: tuple[str, ...], out: str, title: str) -> None:
-    """Draws what metric-*.jsonl of run directories say, over training: curves, and precision against recall and coverage.
+    """Draws what metric-*.jsonl of run directories say, over training: curves, and precision against recall and coverage; prints them as tables.
 
     Runs that differ by their seed only are one line with a band. Figures of different protocols are refused.
     """
     from metrics import trajectories  # here, because it loads matplotlib, which measuring does without
 
-    for path in trajectories.plot(trajectories.load_runs([pathlib.Path(run) for run in runs]), pathlib.Path(out), title):
+    found = trajectories.load_runs([pathlib.Path(run) for run in runs])
+    for path in trajectories.plot(found, pathlib.Path(out), title):
         print(path)
+    print("\n" + trajectories.markdown_tables(found))
 
 
 @main.command()

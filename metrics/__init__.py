@@ -6,10 +6,19 @@ detectors in `metrics.detectors`, the passes over data and generator in `metrics
 """
 
 from metrics.collision import collision
-from metrics.frechet_inception_distance import frechet_distance
+from metrics.frechet_inception_distance import frechet_distance, frechet_distance_of_features
 from metrics.inception_score import inception_score
 from metrics.kernel_inception_distance import kernel_distance
 from metrics.points import MetricWarning
 from metrics.prdc import compute_prdc, coverage_ceiling
 
-__all__ = ["MetricWarning", "collision", "compute_prdc", "coverage_ceiling", "frechet_distance", "inception_score", "kernel_distance"]
+__all__ = [
+    "MetricWarning",
+    "collision",
+    "compute_prdc",
+    "coverage_ceiling",
+    "frechet_distance",
+    "frechet_distance_of_features",
+    "inception_score",
+    "kernel_distance",
+]

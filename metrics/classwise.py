@@ -13,7 +13,7 @@ import torch
 
 from dnnlib import UserError
 from metrics import knn
-from metrics.frechet_inception_distance import frechet_distance
+from metrics.frechet_inception_distance import distance_of_fitted_gaussians
 from metrics.prdc import compute_prdc
 
 
@@ -55,7 +55,7 @@ def classwise_fid(real_rows: Any, real_labels: Any, fake_rows: Any, fake_labels:
         short = sum(min(map(len, sides)) < width for sides in classes.values())
         found = f"{short} of {len(classes)} classes have fewer images than the features have dimensions ({width:,}), class {number} only {smallest:,}"
         warnings.warn(f"{found}: their FID is biased upwards and comparable at equal numbers only", stacklevel=2)
-    return _figures(classes, _frechet_of_rows)
+    return _figures(classes, distance_of_fitted_gaussians)
 
 
 def classwise_coverage(
@@ -112,19 +112,3 @@ def _by_class(
 def _figures(classes: dict[int, tuple[torch.Tensor, torch.Tensor]], figure: Callable[[torch.Tensor, torch.Tensor], float]) -> dict[str, float]:
     figures = {f"_class{number}": figure(*sides) for number, sides in classes.items()}
     return figures | {"_mean": sum(figures.values()) / len(figures)}
-
-
-def _frechet_of_rows(real: torch.Tensor, fake: torch.Tensor) -> float:
-    """Fréchet distance of the Gaussians fitted to two sets of rows [N, D], [M, D], with covariances divided by N and M."""
-    means, roots = [], []
-    for rows in (real, fake):
-        rows = rows.to("cpu", torch.float64)
-        means.append(rows.mean(dim=0))
-        roots.append((rows - means[-1]) / len(rows) ** 0.5)
-    if min(map(len, roots)) > roots[0].shape[1]:
-        return frechet_distance(means[0], roots[0].t() @ roots[0], means[1], roots[1].t() @ roots[1])
-    # With few rows no D x D matrix is needed: the covariances are A^T A and B^T B, and the trace of the root of their product is the sum of
-    # the singular values of A B^T.
-    trace_of_root = torch.linalg.svdvals(roots[0] @ roots[1].t()).sum()
-    distance = (means[0] - means[1]).square().sum() + roots[0].square().sum() + roots[1].square().sum() - 2 * trace_of_root
-    return max(float(distance), 0.0)

@@ -82,7 +82,13 @@ def frechet_distance_of_features(real: Any, gen: Any) -> float:
     if rows <= dim:
         found = f"the Fréchet distance is computed from {rows:,} rows of {dim:,} dimensions"
         warnings.warn(f"{found}: with so few it is mostly bias; use far more rows than dimensions", UserWarning, stacklevel=2)
-    if max(map(len, sets)) > dim:
+    return distance_of_fitted_gaussians(*sets)
+
+
+def distance_of_fitted_gaussians(real: torch.Tensor, gen: torch.Tensor) -> float:
+    """`frechet_distance_of_features` of finite rows [N, D] and [M, D], without its checks and its warning."""
+    sets = real, gen
+    if max(map(len, sets)) > real.shape[1]:
         (mu_real, sigma_real), (mu_gen, sigma_gen) = (feature_moments(features) for features in sets)
         return frechet_distance(mu_real, sigma_real, mu_gen, sigma_gen)
     wide = [features.to("cpu", torch.float64) for features in sets]

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from dnnlib import UserError
-from metrics.detectors import torchscript
+from metrics.detectors.images import to_rgb_float
 from metrics.features import LATENT_BLOCK, GeneratorSource, full_precision, rank_and_count
 
 PATH_LENGTHS: dict[str, dict[str, Any]] = {
@@ -28,39 +28,8 @@ PATH_LENGTHS: dict[str, dict[str, Any]] = {
     "ppl_wend": {"space": "w", "sampling": "end", "crop": True},
 }
 
-LPIPS_ARGUMENTS = {"resize_images": False, "return_lpips": True}
-LPIPS_EDGE = 16  # Smaller images vanish in the poolings of VGG16.
 LARGEST_EDGE = 256  # Larger images are averaged down to it, where the perceptual distance was calibrated.
 PATH_STREAM = (0, 1)  # Ends the seeds of positions and noise. Those of latents are shorter, so the two never meet.
-
-
-def lpips_distance(spec: str, device: torch.device | str) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
-    """Loads a network whose features' squared difference is the LPIPS distance (Zhang et al. 2018), and the SHA-256 of its file.
-
-    Args:
-        spec: "vgg16", or the path or URL of a TorchScript file whose forward() takes `resize_images` and `return_lpips`.
-        device: where it runs.
-
-    Returns:
-        A function from float32 RGB images [N, 3, H, W], 0..255, at least 16x16, to features [N, F]; and the digest.
-
-    Raises:
-        UserError: a network that is missing, damaged or without such an output.
-    """
-    needed = "the path length needs vgg16 or a TorchScript file that takes resize_images and return_lpips"
-    if spec == "embedded":
-        raise UserError(f"detector embedded gives no perceptual distance; {needed}")
-    network, digest = torchscript.load(spec, device)
-    if not set(LPIPS_ARGUMENTS) <= {argument.name for argument in network.forward.schema.arguments}:
-        raise UserError(f"detector {torchscript.name_of(spec)} gives no perceptual distance; {needed}")
-
-    def features(images: torch.Tensor) -> torch.Tensor:
-        if min(images.shape[2:]) < LPIPS_EDGE:
-            found = "x".join(map(str, images.shape[2:]))
-            raise UserError(f"the perceptual distance needs images of at least {LPIPS_EDGE}x{LPIPS_EDGE} pixels, the path length looks at {found}")
-        return network(images, **LPIPS_ARGUMENTS)
-
-    return features, digest
 
 
 def perceptual_path_length(
@@ -89,7 +58,7 @@ def perceptual_path_length(
         G: generator on `device`: z_dim, c_dim, img_resolution, mapping(z, c, truncation_psi=), synthesis(ws, noise_mode=) -> about -1..1.
         dataset: labels are those of its items, drawn uniformly; only asked where c_dim > 0.
         device: of generator and distance network.
-        distance: f, from float32 RGB images [N, 3, H, W], 0..255, to features [N, F]; see `lpips_distance`.
+        distance: f, from float32 RGB images [N, 3, H, W], 0..255, to features [N, F]: a detector that `get_detector` made for "lpips".
         num_samples: pairs.
         epsilon: length of the step, as a share of the path.
         space: "w" walks on a line between two mapped latents, "z" on a great circle between the latents.
@@ -192,13 +161,7 @@ class _Path:
             images = images[:, :, 3 * eighth : 7 * eighth, 2 * eighth : 6 * eighth]
         if self.G.img_resolution > LARGEST_EDGE:
             images = torch.nn.functional.avg_pool2d(images, self.G.img_resolution // LARGEST_EDGE)
-        images = images.to(torch.float32) * 127.5 + 127.5
-        channels = images.shape[1]
-        if channels == 4:  # over black
-            return images[:, :3] * (images[:, 3:] / 255)
-        if channels not in (1, 3):
-            raise UserError(f"a path length needs grey, RGB or RGBA images (1, 3 or 4 channels), the generator makes {channels} channels")
-        return images.expand(-1, 3, -1, -1)
+        return to_rgb_float(images.to(torch.float32) * 127.5 + 127.5)
 
 
 def great_circle(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

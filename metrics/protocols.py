@@ -118,7 +118,8 @@ def _fid(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
 
 
 def _kid(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
-    return {"": kernel_distance(inputs.real["rows"], inputs.fake["rows"], num_subsets=100, max_subset_size=1000, seed=inputs.seed)}
+    sampling = {"num_subsets": 100, "max_subset_size": 1000, "seed": inputs.seed}
+    return {"": kernel_distance(inputs.real["rows"], inputs.fake["rows"], **sampling, device=inputs.device)}
 
 
 def _is(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
@@ -129,7 +130,7 @@ def _is(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
 def _path_length(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
     side = inputs.generator
     options = {**protocol.parameters, "num_samples": protocol.num_fake, "seed": inputs.seed, "truncation_psi": side.truncation_psi}
-    return {"": perceptual_path_length(side.G, side.given, inputs.device, distance=inputs.detector.run, **options)}
+    return {"": perceptual_path_length(side.G, side.given, inputs.device, distance=inputs.detector, **options)}
 
 
 def _pairing_accuracy(inputs: Inputs, protocol: Protocol) -> dict[str, float]:

@@ -17,7 +17,6 @@ from metrics import report
 from metrics.detectors import Detector, check_detector, detector_name, get_detector
 from metrics.feature_cache import FeatureCache
 from metrics.features import broadcast, rank_and_count
-from metrics.perceptual_path_length import lpips_distance
 from metrics.prdc import coverage_ceiling
 from metrics.protocols import ALIASES, METRICS, Inputs, Protocol
 from metrics.sources import DataSide, FileSide, GeneratorSide, PassOptions, Side, Want, check_sizes
@@ -305,9 +304,6 @@ def _load_detector(spec: MetricSpec, sides: list[Side], device: torch.device) ->
     """The detector of a metric; where all sides are files, what these say about it."""
     if spec.detector is None:
         return None
-    if spec.protocol.output == "lpips":
-        distance, digest = lpips_distance(spec.detector, device)
-        return Detector(detector_name(spec.detector), digest, "lpips", "none (box to 256 above 256)", distance)
     files = [side.file for side in sides if isinstance(side, FileSide)]
     for file in files:
         if file.detector != detector_name(spec.detector):

@@ -236,8 +236,10 @@ def test_images_of_different_sizes_are_named(call, tmp_path):
 def test_plot_draws_what_was_measured(call, runs):
     call("--metrics=prdc10k5", network=runs / "00000-a")
     result = CliRunner().invoke(calc_metrics.main, ["plot", str(runs / "00000-a"), f"--out={runs / 'drawn'}"], catch_exceptions=False)
-    written = [pathlib.Path(line) for line in result.stdout.splitlines()]
+    files, table = result.stdout.split("\n\n", 1)
+    written = [pathlib.Path(line) for line in files.splitlines()]
     assert {path.suffix for path in written} == {".png", ".svg", ".json"} and all(path.is_file() for path in written)
+    assert "| kimg | prdc10k5" in table
 
 
 def test_show_writes_sheets_of_images(folder, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 
 from dnnlib import UserError, download
 from metrics import collectors, features
-from metrics.detectors import OUTPUTS, check_detector, detector_name, get_detector, torchscript
+from metrics.detectors import LPIPS_RESIZE, OUTPUTS, check_detector, detector_name, get_detector, torchscript
 from metrics.detectors.images import to_rgb_float, to_rgb_uint8
 
 
@@ -277,7 +277,7 @@ def test_outputs_are_asked_for_by_argument(scripts):
     path = str(scripts / "vgg16.pt")
     assert torch.equal(get_detector(path, "cpu")(images), Perceptual()(images, return_features=True))
     assert torch.equal(get_detector(path, "cpu", "lpips")(images), images.flatten(1) / 255)
-    assert get_detector(path, "cpu").resize != "none" and get_detector(path, "cpu", "lpips").resize == "none"
+    assert get_detector(path, "cpu").resize != get_detector(path, "cpu", "lpips").resize == LPIPS_RESIZE
     assert get_detector(path, "cpu").digest == get_detector(path, "cpu", "lpips").digest == download.file_digest(path)
 
 

@@ -18,7 +18,7 @@ from metrics.collision import collision
 from metrics.detectors import get_detector
 from metrics.feature_files import FeatureFile, is_feature_file, load_features, save_features
 from metrics.latent_identification import latent_identification
-from metrics.perceptual_path_length import lpips_distance, perceptual_path_length
+from metrics.perceptual_path_length import perceptual_path_length
 from metrics.sources import DataSide, FileSide, GeneratorSide, PassOptions
 from training.networks import Generator
 
@@ -234,7 +234,7 @@ def test_probe_and_path_length_are_those_of_the_functions(compare, scripts):
     G, data = tiny_network(), Data()
     side = GeneratorSide(G, data, CPU, seed=2)
     found = results(compare("pairing_acc", "ppl2_wend", "ppl_zfull", fake=side, detector="perceptual", metric_seed=2))
-    distance, _ = lpips_distance(str(scripts / "perceptual.pt"), CPU)
+    distance = get_detector(str(scripts / "perceptual.pt"), CPU, "lpips")
     options = {"num_samples": 12, "epsilon": 1e-4, "batch": 2, "seed": 2, "distance": distance}
     for name, crop, space, sampling in (("ppl2_wend", False, "w", "end"), ("ppl_zfull", True, "z", "full")):
         expected = perceptual_path_length(G, data, CPU, crop=crop, space=space, sampling=sampling, **options)

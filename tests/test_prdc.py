@@ -170,6 +170,12 @@ def test_types_and_a_large_common_mean_do_not_matter():
     assert compute_prdc(*shifted, 3) == compute_prdc(*coarse, 3)
 
 
+def test_rotating_the_features_does_not_matter():
+    real, fake = gaussians(dtype=np.float64)
+    rotation, _ = np.linalg.qr(np.random.default_rng(7).standard_normal((8, 8)))
+    assert compute_prdc(real @ rotation, fake @ rotation, 3) == compute_prdc(real, fake, 3)
+
+
 def test_scaling_by_a_power_of_two_does_not_matter():
     real, fake = gaussians()
     assert compute_prdc(real * 2**-20, fake * 2**-20, 3) == compute_prdc(real, fake, 3)

@@ -28,9 +28,11 @@ class ImageFolderDataset:
         xflip: double the set by mirrored copies.
         random_seed: chooses the images under `max_size`.
         resolution: the expected edge in pixels; None takes what is found.
+        any_size: take images of any one size, to be looked at only; networks need squares with a power of two as edge.
 
     Raises:
-        UserError: missing or torn set, no images, not square or not a power of two, `max_size` out of range, labels missing or not matching.
+        UserError: missing or torn set, no images, not square or not a power of two (unless `any_size`), `max_size` out of range, labels missing
+            or not matching.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ImageFolderDataset:
         xflip: bool = False,
         random_seed: int = 0,
         resolution: int | None = None,
+        any_size: bool = False,
     ):
         self.path = pathlib.Path(path)
         self._store = open_store(self.path)
@@ -48,7 +51,8 @@ class ImageFolderDataset:
         if not self._names:
             raise UserError(f"data set {self.path} holds no images (.png, .jpg, ...)")
         self._image_shape = list(self._decode(self._names[0]).shape)
-        self._check_resolution(resolution)
+        if not any_size:
+            self._check_resolution(resolution)
         self._raw_labels = self._load_labels() if use_labels else np.zeros([len(self._names), 0], dtype=np.float32)
         self._raw_idx = self._select(max_size, random_seed)
         self._xflip = np.zeros(self._raw_idx.size, dtype=bool)

@@ -17,6 +17,7 @@ from metrics.detectors import embedded, torchscript
 from metrics.detectors.images import to_rgb_float, to_rgb_uint8
 
 OUTPUTS = ("features", "probabilities", "lpips")
+LPIPS_RESIZE = "none (box to 256 above 256)"  # done by `metrics.perceptual_path_length`, before the detector
 
 
 @dataclasses.dataclass
@@ -90,7 +91,7 @@ def get_detector(spec: str, device: torch.device | str, need: str = "features") 
         raise UserError(f"detector embedded gives {torchscript.LACKING[need]}")
     network, digest, resize = _load(spec, str(device))
     run = _embedded_run(network, need) if spec == "embedded" else torchscript.runner(network, detector_name(spec), need)
-    return Detector(name=detector_name(spec), digest=digest, output=need, resize="none" if need == "lpips" else resize, run=run)
+    return Detector(name=detector_name(spec), digest=digest, output=need, resize=LPIPS_RESIZE if need == "lpips" else resize, run=run)
 
 
 @functools.lru_cache(maxsize=4)
