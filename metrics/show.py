@@ -22,6 +22,7 @@ from metrics import knn
 from metrics.image_sheet import draw_sheet
 
 SUFFIXES = (".png", ".json")
+ROWS_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Pair:
         real: number of the real image; fake: of the generated one.
         distance: between their features.
         scale: what the distance is set against, in the same unit.
+        stands_for: images like the one in question that the sheet leaves out for it, itself counted.
     """
 
     real: int
     fake: int
     distance: float
     scale: float
+    stands_for: int = 1
 
     @property
     def ratio(self) -> float | None:
@@ -92,6 +95,28 @@ class Neighbourhoods:
 
 def _farthest_first(pair: Pair) -> tuple:
     return -pair.ratio if pair.ratio is not None else np.inf, -pair.distance, pair.real, pair.fake
+
+
+def one_of_a_kind(pairs: Sequence[Pair], rows: torch.Tensor, count: int) -> list[Pair]:
+    """The first `count` of the pairs that no earlier one stands for.
+
+    A pair stands for those whose image in question is nearer to its own than to their partner. Without that, a sheet would show one kind of image
+    over and over, and near-copies in the data first.
+
+    Args:
+        pairs: in order.
+        rows: features [len(pairs), D] of the images in question.
+    """
+    partner_distance = torch.tensor([pair.distance for pair in pairs], dtype=torch.float64)
+    left = torch.arange(len(pairs))
+    shown = []
+    while len(left) and len(shown) < count:
+        first, others = int(left[0]), left[1:]
+        distance = torch.cat([(part.to(torch.float64) - rows[first].to(torch.float64)).norm(dim=1) for part in rows.split(ROWS_AT_ONCE)]).cpu()
+        alike = distance[others] < partner_distance[others]
+        shown.append(dataclasses.replace(pairs[first], stands_for=1 + int(alike.sum())))
+        left = others[~alike]
+    return shown
 
 
 def find_neighbourhoods(
@@ -163,7 +188,7 @@ def make_sheets(
         real_features: of the real images in their order [N, D]; fake_features: of the generated ones [M, D].
         k: neighbours that set the radius of a ball.
         out: the files' common beginning; a suffix .png or .json is dropped. The folder is created.
-        count: pairs per sheet at most.
+        count: pairs per sheet at most. Of images that are nearer to one shown than to any of the other side, that one is enough.
         device: where distances are computed; default is the device of `real_features`.
 
     Returns:
@@ -176,7 +201,13 @@ def make_sheets(
         if len(images) != len(features):
             raise UserError(f"there are {len(images):,} {name} images and {len(features):,} rows of {name} features; one row per image is needed")
     found = find_neighbourhoods(real_features, fake_features, k, device=device)
-    looks = {"uncovered": found.uncovered(count), "outside": found.outside(count), "copies": found.copies(count)}
+    uncovered, outside = found.uncovered(len(found.covered)), found.outside(len(found.inside))
+    real_rows, fake_rows = knn.as_features(real_features, "real"), knn.as_features(fake_features, "fake")
+    looks = {
+        "uncovered": one_of_a_kind(uncovered, real_rows[[pair.real for pair in uncovered]], count),
+        "outside": one_of_a_kind(outside, fake_rows[[pair.fake for pair in outside]], count),
+        "copies": found.copies(count),
+    }
     out = pathlib.Path(out)
     stem = out.with_suffix("") if out.suffix.lower() in SUFFIXES else out
     try:
@@ -194,12 +225,13 @@ def make_sheets(
 
 
 def _cell(name: str, pair: Pair, real_images: Sequence[Any], fake_images: Sequence[Any]) -> tuple[list[Any], list[str]]:
-    """The two images, the one in question first, and two lines about them."""
+    """The two images, the one in question first, and lines about them."""
     real, fake = (real_images[pair.real], f"real {pair.real}"), (fake_images[pair.fake], f"made {pair.fake}")
     images, names = zip(*((real, fake) if name == "uncovered" else (fake, real)))
     unit = "real to real" if name == "copies" else "radii"
     measure = f"{pair.distance:.4g}" + (f" = {pair.ratio:.2f} {unit}" if pair.ratio is not None else " (the real one has copies)")
-    return list(images), [" | ".join(names), measure]
+    kind = [f"1 of {pair.stands_for:,} like it" if pair.stands_for > 1 else "the only one of its kind"] if name != "copies" else []
+    return list(images), [" | ".join(names), measure, *kind]
 
 
 def _heading(name: str, found: Neighbourhoods) -> list[str]:
@@ -215,8 +247,8 @@ def _heading(name: str, found: Neighbourhoods) -> list[str]:
     else:
         first = f"Generated images nearest to a real one, of {num_fake:,}: is anything copied?"
         pair, scale = "Left the generated image, right the real one", "distances from it to the nearest other real one (copies: far below 1)"
-    order = "Nearest" if name == "copies" else "Farthest"
-    return [first, f"{order} first. {pair}; distance, also in {scale}."]
+    order = "Nearest first" if name == "copies" else "Farthest first, one of each kind"
+    return [first, f"{order}. {pair}; distance, also in {scale}."]
 
 
 def _as_json(found: Neighbourhoods, looks: dict[str, list[Pair]], k: int) -> dict:
