@@ -1,6 +1,7 @@
 # make demo   learn handwritten digits on the CPU, show and measure them
 # make test   style and all tests of less than a minute
 # make soak   the long tests
+# make gpu-check  on a machine with a GPU: builds its ops, tests and measures them, into docs/benchmarks-gpu.json
 # make lint   style only
 # make venv   only set up .venv (also: make setup)
 # make clean  remove .venv and caches; runs and data sets stay
@@ -11,10 +12,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test soak lint venv setup clean
+.PHONY: help demo test soak gpu-check lint venv setup clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 # The copy of the lock inside .venv is written last, so a set-up that was interrupted is repeated.
 venv setup:
@@ -40,6 +41,9 @@ test: lint
 
 soak: venv
 	$(BIN)/python -m pytest -m slow
+
+gpu-check: venv
+	$(BIN)/python -m bench.gpu_check
 
 lint: venv
 	$(BIN)/python -m ruff check .

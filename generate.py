@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Iterable
 
 import click
 import numpy as np
 import torch
-import tqdm
 
 from dnnlib import EasyDict, UserError
 from dnnlib.cli import IntRangeList, run_command
-from dnnlib.download import fetch
 from training.config import choose_device
 from training.images import check_animation_path, enlarge, save_image_grid, save_png, write_animation
-from training.networks import load_network
 from training.options import DEVICES
-from training.sampling import Renderer, one_hot, plan_sheet, seed_latents, walk_latents, walk_ws
+from training.sampling import Renderer, default_batch, one_hot, plan_sheet, seed_latents, walk_latents, walk_ws
+from training.trained import check_class, check_truncation, load_generator, progress, writable_folder
 
 SMALLEST_FRAME = 256
 
@@ -47,7 +45,7 @@ class GridSize(click.ParamType):
 @click.option("--noise-mode", help="Noise inputs", type=click.Choice(["const", "random", "none"]), default="const", show_default=True)
 @click.option("--projected-w", help="Images from the w of a projection (.npz) instead of seeds", metavar="FILE")
 @click.option("--outdir", help="Where to write", metavar="DIR", required=True)
-@click.option("--batch", help="Images at a time; changes the speed only", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--batch", help="Images at a time; changes the speed only  [default: by resolution and device]", type=click.IntRange(min=1))
 @click.option("--device", help="Where to compute", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option(
     "--grid",
@@ -56,8 +54,9 @@ class GridSize(click.ParamType):
     is_flag=False,
     flag_value="auto",
 )
-@click.option("--walk", help="A looping walk through the seeds instead of single images; below --outdir", metavar="NAME.gif|NAME.mp4")
+@click.option("--walk", help="A walk through the seeds, below --outdir; NAME/ is a folder of frames", metavar="NAME.gif|NAME.mp4|NAME/")
 @click.option("--walk-space", help="Interpolate z on a sphere or w on lines", type=click.Choice(["z", "w"]), default="z", show_default=True)
+@click.option("--loop", help="Whether the walk returns to the first seed or ends on the last", type=bool, default=True, show_default=True)
 @click.option("--frames", help="Frames of the walk from one seed to the next", type=click.IntRange(min=1), default=30, show_default=True)
 @click.option("--fps", help="Frames of the walk per second", type=click.FloatRange(min=1, max=120), default=30, show_default=True)
 def main(**options) -> None:
@@ -70,24 +69,27 @@ def main(**options) -> None:
     python generate.py --network=NET --seeds=0-15 --grid --outdir=out
     # a walk through four seeds
     python generate.py --network=NET --seeds=1,5,8,9 --walk=walk.gif --outdir=out
+    # one way from seed 1 to seed 5 in 61 single pictures, straight through w
+    python generate.py --network=NET --seeds=1,5 --walk=walk/ --walk-space=w --loop=false --frames=60 --outdir=out
     """
     opts = EasyDict(options)
     _check_options(opts)
     device = choose_device(opts.device)
-    G = _load_generator(opts.network).to(device)
+    G = load_generator(opts.network).to(device)
     ws = _read_projection(opts.projected_w, G) if opts.projected_w is not None else None
-    _check_against_network(opts, G)
+    check_class(opts.class_index, G, required=opts.grid is None and opts.projected_w is None)
+    check_truncation(opts.trunc, G)
     sheet = None
     if opts.grid is not None:
         sheet = plan_sheet(None if opts.grid == "auto" else opts.grid, opts.seeds, opts.class_index, G.c_dim, G.img_resolution)
-    outdir = _writable_folder(opts.outdir)
+    outdir = writable_folder(opts.outdir)
     if opts.walk is not None:
-        _writable_folder((outdir / opts.walk).parent)
-    renderer = Renderer(G, device, opts.batch, opts.trunc, opts.noise_mode)
+        writable_folder(outdir / opts.walk if _is_folder(opts.walk) else (outdir / opts.walk).parent)
+    renderer = Renderer(G, device, opts.batch or default_batch(G.img_resolution, device), opts.trunc, opts.noise_mode)
     if ws is not None:
         _write_files(renderer.render(ws, range(len(ws))), [outdir / f"proj{index:02d}.png" for index in range(len(ws))])
     elif sheet is not None:
-        pictures = list(_progress(renderer.render_seeds(sheet.seeds, sheet.classes), len(sheet.seeds)))
+        pictures = list(progress(renderer.render_seeds(sheet.seeds, sheet.classes), len(sheet.seeds)))
         save_image_grid(torch.stack(pictures), outdir / "grid.png", sheet.grid)
         print(f"wrote {outdir / 'grid.png'} ({sheet.grid[0]} columns, {sheet.grid[1]} rows)")
     elif opts.walk is not None:
@@ -107,29 +109,11 @@ def _check_options(opts: EasyDict) -> None:
     if not opts.seeds and opts.projected_w is None and (opts.grid is None or opts.seeds is not None):
         raise UserError("--seeds is missing; give for example --seeds=0-15 (or --projected-w=FILE, or --grid)")
     if opts.walk is not None:
-        check_animation_path(opts.walk)
+        if not _is_folder(opts.walk):
+            check_animation_path(opts.walk)
         if len(opts.seeds) < 2:
             raise UserError("--walk goes from seed to seed and needs at least two --seeds, but there is one")
     seed_latents(opts.seeds or [], 1)  # refuses seeds that are out of range
-
-
-def _load_generator(network: str) -> torch.nn.Module:
-    networks = load_network(fetch(network))
-    if "G_ema" not in networks:
-        raise UserError(f"--network={network} holds no G_ema; a snapshot of a training run does")
-    return networks.G_ema
-
-
-def _check_against_network(opts: EasyDict, G: torch.nn.Module) -> None:
-    """What needs the network's dimensions: the class and truncation."""
-    if opts.class_index is not None and G.c_dim == 0:
-        raise UserError(f"--class={opts.class_index} is given, but the network was trained without labels; leave it out")
-    if opts.class_index is not None and opts.class_index >= G.c_dim:
-        raise UserError(f"--class={opts.class_index} is outside the network's classes, 0 to {G.c_dim - 1}")
-    if opts.class_index is None and G.c_dim > 0 and opts.grid is None and opts.projected_w is None:
-        raise UserError(f"--class is missing, and the network has labels; give --class=0 to --class={G.c_dim - 1}")
-    if opts.trunc != 1 and not hasattr(G.mapping, "w_avg"):
-        raise UserError(f"--trunc={opts.trunc} needs the mean of w, which this network does not keep; leave it out")
 
 
 def _read_projection(path: str, G: torch.nn.Module) -> torch.Tensor:
@@ -149,40 +133,31 @@ def _read_projection(path: str, G: torch.nn.Module) -> torch.Tensor:
     return torch.from_numpy(w.astype(np.float32))
 
 
-def _writable_folder(path: str | pathlib.Path) -> pathlib.Path:
-    """The folder, made where it is missing, after a test that files can be written into it."""
-    folder = pathlib.Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"the output folder {path} cannot be written to: {error.strerror or error}") from error
-    return folder
-
-
 def _write_files(pictures: Iterable[torch.Tensor], paths: list[pathlib.Path]) -> None:
-    for picture, path in zip(_progress(pictures, len(paths)), paths, strict=True):
+    for picture, path in zip(progress(pictures, len(paths)), paths, strict=True):
         save_png(picture, path)
     print(f"wrote {len(paths)} image{'s' * (len(paths) > 1)}: {paths[0]}{f' to {paths[-1].name}' * (len(paths) > 1)}")
 
 
+def _is_folder(walk: str) -> bool:
+    """Whether --walk asks for a folder of frames."""
+    return walk.endswith(("/", os.sep))
+
+
 def _write_walk(renderer: Renderer, opts: EasyDict, path: pathlib.Path) -> None:
-    """The walk as an animation. Small images are enlarged by a whole factor, since players blur them otherwise."""
-    count = len(opts.seeds) * opts.frames
+    """The walk as frames of the network's size, or as an animation, where small images are enlarged since players blur them otherwise."""
     z = seed_latents(opts.seeds, renderer.G.z_dim)
     if opts.walk_space == "z":
-        ws = renderer.map(walk_latents(z, opts.frames), one_hot([opts.class_index] * count, renderer.G.c_dim))
-    else:
-        ws = walk_ws(renderer.map(z, one_hot([opts.class_index] * len(z), renderer.G.c_dim)), opts.frames)
-    pictures = _progress(renderer.render(ws, range(count)), count)
-    write_animation((enlarge(picture, SMALLEST_FRAME) for picture in pictures), path, opts.fps)
-    print(f"wrote {path} ({count} frames, {count / opts.fps:.1f} seconds)")
-
-
-def _progress(items: Iterable[torch.Tensor], total: int) -> Iterable[torch.Tensor]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    return tqdm.tqdm(items, total=total, unit="img", leave=False, disable=None)
+        z = walk_latents(z, opts.frames, opts.loop)
+    ws = renderer.map(z, one_hot([opts.class_index] * len(z), renderer.G.c_dim))
+    if opts.walk_space == "w":
+        ws = walk_ws(ws, opts.frames, opts.loop)
+    pictures = renderer.render(ws, range(len(ws)))
+    if _is_folder(opts.walk):
+        _write_files(pictures, [path / f"frame{index:05d}.png" for index in range(len(ws))])
+        return
+    write_animation((enlarge(picture, SMALLEST_FRAME) for picture in progress(pictures, len(ws))), path, opts.fps)
+    print(f"wrote {path} ({len(ws)} frames, {len(ws) / opts.fps:.1f} seconds)")
 
 
 if __name__ == "__main__":

@@ -79,10 +79,12 @@ def run_rank(args: EasyDict, device: torch.device, continued: bool) -> None:
     """Trains in this process, as one of torchrun's or alone."""
     device = distributed.join(device)
     try:
-        args.run_dir = distributed.broadcast_object(args.run_dir)
+        args.update(distributed.broadcast_object({name: args[name] for name in ("run_dir", "ops") if name in args}))
         training_loop(args, device, distributed.world_size(), continued)
-    finally:
-        distributed.leave()
+    except BaseException:
+        distributed.leave(together=False)
+        raise
+    distributed.leave()
 
 
 def open_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.device]:

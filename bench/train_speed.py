@@ -3,8 +3,8 @@
     python -m bench.train_speed --cfg=cifar-small --device=cpu --precision=fp32 --json
 
 `conv_peak_fraction` is the useful arithmetic of StyleGAN2-ADA's training step, divided by the time it took and by the rate
-of a float32 convolution measured in the same process (bench.conv_rate). A step is what the training loop does to one batch,
-with the lazy phases counted at their share; fetching the batch is left out.
+of a float32 convolution measured in the same process (bench.conv_rate), once before and once after, since machines drift: the mean of both
+counts. A step is what the training loop does to one batch, with the lazy phases counted at their share; fetching the batch is left out.
 """
 
 from __future__ import annotations
@@ -108,10 +108,11 @@ def step_seconds(state: TrainingState, times: dict[str, list[float]]) -> float:
 def measure(options: Options, resolution: int, cond: bool, device: torch.device, repeats: int) -> EasyDict:
     """The benchmark's figures; with a pairing weight also the cost of pairing."""
     state = build_state(options, resolution, cond, device)
+    rate_before = conv_rate(device)
     times = phase_times(state, repeats)
+    rate = statistics.mean([rate_before, conv_rate(device)])
     step = step_seconds(state, times)
     batch = state.args.batch_size
-    rate = conv_rate(device)
     useful = USEFUL_GFLOP.get(options.cfg) if resolution == 32 else None
     figures = EasyDict(
         bench="train_speed",
@@ -120,7 +121,8 @@ def measure(options: Options, resolution: int, cond: bool, device: torch.device,
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
-        precision=options.precision,
+        precision=state.args.precision,
+        ops=state.args.ops,
         aug=options.aug,
         p=options.p,
         batch=batch,

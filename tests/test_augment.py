@@ -30,7 +30,8 @@ def seed():
 @pytest.fixture(params=["dense", "filtered"])
 def resampling(request, monkeypatch):
     """Runs a test with both ways of resampling the axes."""
-    monkeypatch.setattr(geometry, "DENSE_MAX_SIZE", 1024 if request.param == "dense" else 0)
+    size = 1024 if request.param == "dense" else 0
+    monkeypatch.setattr(geometry, "DENSE_MAX_SIZE", {"reference": size, "native": size})
 
 
 def near(actual, expected, tolerance):
@@ -156,7 +157,7 @@ def test_dense_resampling_equals_filtering(width, height, strong, monkeypatch):
     transform = transforms(6, width, height, ops)
     results = []
     for size in (1024, 0):
-        monkeypatch.setattr(geometry, "DENSE_MAX_SIZE", size)
+        monkeypatch.setattr(geometry, "DENSE_MAX_SIZE", {"reference": size, "native": size})
         results.append(geometry.warp(images, *transform, AugmentPipe().Hz_geom))
     near(results[0], results[1], 2e-5)
 

@@ -101,7 +101,7 @@ FIELD_KEYS = """num_gpus image_snapshot_ticks network_snapshot_ticks metrics ran
     G_opt_kwargs D_opt_kwargs loss_kwargs total_kimg batch_size batch_gpu ema_kimg ema_rampup ada_target augment_p augment_kwargs resume_pkl ada_kimg
     cudnn_benchmark allow_tf32 run_dir"""
 OPTIONAL_KEYS = "ada_target augment_p augment_kwargs resume_pkl ada_kimg cudnn_benchmark allow_tf32"
-OWN_KEYS = "device ops graphs compile kimg_per_tick keep_snapshots detector metric_seed P_kwargs P_opt_kwargs pairing_target"
+OWN_KEYS = "device precision ops graphs compile kimg_per_tick keep_snapshots detector metric_seed P_kwargs P_opt_kwargs pairing_target"
 
 
 @pytest.mark.parametrize(
@@ -166,9 +166,9 @@ def test_any_resume_speeds_ada_up_and_lifts_the_ramp():
         (CUDA, {}, (4, 256, None)),
         (CUDA, dict(fp32=True), (0, None, None)),
         (CUDA, dict(precision="tf32"), (0, None, None)),
-        (CUDA, dict(precision="bf16"), (4, 256, "bfloat16")),
-        (CPU, {}, (0, None, None)),
-        (CPU, dict(precision="bf16"), (4, 256, "bfloat16")),
+        (CUDA, dict(precision="bf16"), (4, None, "bfloat16")),
+        (CPU, dict(precision="fp32"), (0, None, None)),
+        (CPU, dict(precision="bf16"), (4, None, "bfloat16")),
     ],
 )
 def test_precision_of_both_networks(device, typed, expected):
@@ -176,6 +176,14 @@ def test_precision_of_both_networks(device, typed, expected):
     for kwargs in (args.G_kwargs.synthesis_kwargs, args.D_kwargs):
         assert (kwargs.num_fp16_res, kwargs.conv_clamp, kwargs.get("low_precision")) == expected
     assert args.get("allow_tf32", False) == (typed.get("precision") == "tf32")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_precision_becomes_what_the_device_is_made_for(monkeypatch, fast):
+    monkeypatch.setattr(config, "has_fast_bfloat16", lambda device: fast and device.type == "cpu")
+    assert resolved(device=CPU) == resolved(device=CPU, precision="bf16" if fast else "fp32")
+    assert resolved(device=CUDA) == resolved(device=CUDA, precision="fp16")
+    assert resolved(device=CUDA).precision == "fp16" and resolved(device=CPU).precision == ("bf16" if fast else "fp32")
 
 
 def test_weight_zero_leaves_no_trace_in_the_configuration():

@@ -149,6 +149,13 @@ def test_walks_pass_their_seeds_and_close():
     assert torch.allclose(straight[2], (ws[0] + ws[1]) / 2) and torch.allclose(straight[10], (ws[2] + ws[0]) / 2)
 
 
+def test_one_way_walks_are_loops_without_the_way_back():
+    z, ws = seed_latents([1, 2, 3], 8), torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0))
+    for points, walk in ((z, walk_latents), (ws, walk_ws)):
+        way = walk(points, 4, loop=False)
+        assert len(way) == 9 and torch.equal(way[:8], walk(points, 4)[:8]) and torch.equal(way[8], points[2])
+
+
 @pytest.mark.parametrize("space", ["z", "w"])
 def test_walk_command(networks, tmp_path, space):
     arguments = ["--seeds=1,5", "--frames=3", "--fps=10", f"--walk-space={space}", "--walk=sub/walk.gif", "--class=1"]
@@ -161,6 +168,16 @@ def test_walk_command(networks, tmp_path, space):
     expected = next(Renderer(G, torch.device("cpu")).render_seeds([5], [1]))
     # A palette of 256 colours holds all pixels of a 16x16 image.
     assert difference(frame, expected) <= 1
+
+
+def test_walk_as_a_folder_of_frames(networks, tmp_path):
+    arguments = ["--seeds=1,5", "--frames=3", "--loop=false", "--walk-space=w", "--walk=frames/"]
+    assert run(f"--network={networks['plain']}", f"--outdir={tmp_path}", *arguments).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == [f"frame{index:05d}.png" for index in range(4)]
+    G = load_network(networks["plain"]).G_ema
+    for frame, seed in ((0, 1), (3, 5)):
+        expected = next(Renderer(G, torch.device("cpu")).render_seeds([seed], [None]))
+        assert difference(pixels(tmp_path / "frames" / f"frame{frame:05d}.png"), expected) <= 1
 
 
 def test_seeds_are_checked():

@@ -8,9 +8,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from pairing import negatives
 from pairing.adaptive import adapt_weight
 from pairing.losses import binary_pairing, infonce, mode_seeking, random_derangement
-from pairing.negatives import gather_latents
+from pairing.negatives import LatentGather
 from pairing.network import PairingNetwork
 
 
@@ -148,8 +149,9 @@ def _joint_gradient(rank, world_size, file, results):
     P = PairingNetwork(6, 8, 3, embed_dim=8)
     img = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)).chunk(world_size)[rank].requires_grad_()
     z = torch.randn(8, 6, generator=torch.Generator().manual_seed(2)).chunk(world_size)[rank]
-    e_x, e_z = P(img, z)
-    e_z, targets = gather_latents(e_z)
+    gather = LatentGather(P.embed_latent(z))
+    e_x = P.embed_image(img)
+    e_z, targets = gather.finish()
     loss, _ = infonce(e_x, e_z, 0.1, targets)
     loss.backward()
     for p in P.parameters():
@@ -173,3 +175,53 @@ def test_two_ranks_with_gathering_equal_one_rank_with_the_joined_batch(tmp_path)
     for ours, expected in zip(two[0][1], one[1]):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(torch.cat([two[0][2], two[1][2]]), one[2], rtol=1e-4, atol=1e-7)
+
+
+class _Network:
+    """torch.distributed of two ranks that hold the same, with a note of when a message leaves and when it is waited for."""
+
+    def __init__(self, notes):
+        self.notes = notes
+
+    def is_available(self):
+        return True
+
+    is_initialized = is_available
+
+    def get_world_size(self):
+        return 2
+
+    def get_rank(self):
+        return 1
+
+    def all_gather(self, parts, own, async_op):
+        assert async_op
+        for part in parts:
+            part.copy_(own)
+        self.notes.append("latents leave")
+        return self.message("latents are here")
+
+    def all_reduce(self, value, async_op):
+        assert async_op
+        value.mul_(2)
+        self.notes.append("gradients leave")
+        return self.message("gradients are here")
+
+    def message(self, note):
+        return type("Work", (), {"wait": lambda _: self.notes.append(note)})()
+
+
+def test_messages_travel_while_images_are_embedded(monkeypatch):
+    notes = []
+    monkeypatch.setattr(negatives, "dist", _Network(notes))
+    P = PairingNetwork(6, 8, 3, embed_dim=8)
+    P.image_tower.register_forward_hook(lambda *_: notes.append("images embedded"))
+    P.image_tower[0].weight.register_hook(lambda _: notes.append("image gradients"))
+    P.latent_tower[-1].weight.register_hook(lambda _: notes.append("latent gradients"))
+    gather = LatentGather(P.embed_latent(torch.randn(3, 6)))
+    e_x = P.embed_image(torch.randn(3, 3, 8, 8))
+    e_z, targets = gather.finish()
+    assert e_z.shape == (6, 8) and targets.tolist() == [3, 4, 5]
+    infonce(e_x, e_z, 0.1, targets)[0].backward()
+    forward = ["latents leave", "images embedded", "latents are here"]
+    assert notes == forward + ["gradients leave", "image gradients", "gradients are here", "latent gradients"]

@@ -17,9 +17,11 @@ from tiny_runs import train as tiny_run
 import calc_metrics
 import generate
 import train
-from dnnlib import UserError
+from dnnlib import EasyDict, UserError
 from metrics import detectors
 from torch_utils import checkpoint
+from torch_utils.ops import backend
+from torch_utils.toolchain import BuildError
 from training import objectives, training_loop
 from training.networks import load_network
 from training.run_files import RunDir
@@ -177,7 +179,7 @@ def test_weight_zero_is_the_run_without_the_option(place, short, tmp_path, monke
 
     for target in ("state.PairingNetwork", "state.PairingController"):
         monkeypatch.setattr(f"training.{target}", forbidden)
-    for target in ("gather_latents", "infonce", "binary_pairing", "mode_seeking"):
+    for target in ("LatentGather", "infonce", "binary_pairing", "mode_seeking"):
         monkeypatch.setattr(f"training.loss.{target}", forbidden)
     weightless = short_run(place, tmp_path / "weightless", pairing_weight=0.0)
     for name in (LAST, "network-snapshot-000000.safetensors"):
@@ -282,6 +284,21 @@ def test_a_damaged_state_is_passed_over_and_only_damaged_ones_are_refused(short,
     (run / "training-state-000000.pt").write_bytes(b"")
     with pytest.raises(UserError, match="none of its 2 training states can be used"):
         RunDir(run).last_state()
+
+
+def test_a_run_keeps_to_the_ops_it_was_recorded_with(short, monkeypatch):
+    """Continued where there are none of these, it is refused. Before there were native ops, "auto" stood for the reference."""
+    assert json.loads((short / "training_options.json").read_text())["ops"] == backend.used("cpu") != "auto"
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "set_policy", asked.append)
+        for recorded in ("native", "reference", "auto"):
+            training_loop._set_backends(EasyDict(ops=recorded, device="cpu"))
+    assert asked == ["native", "reference", "reference"]
+    monkeypatch.setattr(backend, "_policy", "auto")
+    monkeypatch.setattr(backend, "_load", lambda kind: BuildError("no compiler"))
+    with pytest.raises(UserError, match="--ops=native: no compiler"):
+        training_loop._set_backends(EasyDict(ops="native", device="cpu"))
 
 
 # Many processes.

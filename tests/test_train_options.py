@@ -15,7 +15,7 @@ from training.run_files import RunDir
 from training.state import copy_matching
 from training.training_loop import Trainer, training_loop, transfer
 
-STEPS = dict(batch=252, kimg=1)  # 4 steps
+STEPS = dict(batch=252, kimg=1, precision="fp32")  # 4 steps, in one precision on every machine
 LAST = "network-snapshot-000001.safetensors"
 GOLDEN = "tests/data/sg2_network.pkl"
 
@@ -48,6 +48,7 @@ CHANGES = {
     "mode seeking": (dict(ms_weight=1.0), {"Loss/ms/loss"}, {"G"}),
     "pairing": (dict(pairing_weight=0.5), {"Loss/pairing/loss", "Loss/pairing/accuracy", "Loss/pairing/weight"}, {"G"}),
     "binary pairing": (dict(pairing_weight=0.5, pairing_mode="binary"), {"Loss/pairing/loss", "Loss/pairing/accuracy"}, {"G"}),
+    "shuffled pairing": (dict(pairing_weight=0.5, pairing_shuffle=True), {"Loss/pairing/loss"}, {"G"}),
     "pairing of w": (dict(pairing_weight=0.5, pairing_space="w"), {"Loss/pairing/loss"}, {"G"}),
     "bf16": (dict(precision="bf16"), set(), {"G", "D"}),
     "fixed augmentation": (dict(aug="fixed", p=0.5, augpipe="bgcfnc"), set(), {"G", "D"}),
@@ -96,7 +97,7 @@ def test_accumulated_rounds_give_the_gradients_of_one_big_batch(data, phase_name
     their gradients, which depend on the draws, are left out."""
     gradients = []
     for batch_gpu in (32, 8):
-        args = tiny_args(data, "unused", cfg="demo", batch=32, batch_gpu=batch_gpu, aug="noaug")
+        args = tiny_args(data, "unused", cfg="demo", batch=32, batch_gpu=batch_gpu, aug="noaug", precision="fp32")
         args.D_kwargs.epilogue_kwargs.mbstd_group_size = 1
         state = Trainer(args, CPU, 1).state
         phase = next(phase for phase in state.phases if phase.name == phase_name)

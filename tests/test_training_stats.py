@@ -57,7 +57,7 @@ def test_small_values_keep_their_digits_after_large_ones(name):
     collector = Collector()
     report(name, 1e9)
     collector.update()
-    assert torch.equal(training_stats._moments[name], torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(training_stats._moments[name, "cpu"], torch.zeros(3, dtype=torch.float64))
     report(name, torch.tensor([0.25, 0.75]))
     collector.update()
     assert collector.mean(name) == pytest.approx(0.5, abs=1e-6)
@@ -73,7 +73,7 @@ def test_a_pattern_chooses_names(name):
 def test_report_returns_the_value_and_cuts_the_graph(name):
     value = torch.ones(2, requires_grad=True) * 2
     assert report(name, value) is value and report(name, 3) == 3
-    assert not training_stats._moments[name].requires_grad
+    assert not training_stats._moments[name, "cpu"].requires_grad
 
 
 def test_values_that_are_not_numbers_show(name):

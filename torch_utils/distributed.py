@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -34,22 +34,26 @@ def announced_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
 
 
-def launch_local(script: str, arguments: Sequence[str], num_ranks: int) -> None:
-    """Starts `script` with `arguments` in `num_ranks` processes on this machine through torch's own launcher, and waits.
+def launch_local(script: str, arguments: Sequence[str], num_ranks: int) -> NoReturn:
+    """Starts `script` with `arguments` in `num_ranks` processes on this machine through torch's own launcher, waits, and ends this process.
 
-    Raises:
-        SystemExit: with the code of the first rank that failed (each prints its own reason).
+    The exit code is 0, or that of the first rank that failed (each prints its own reason). The process ends at once: the launcher's store
+    and timers keep threads of their own, which now and then abort an interpreter that shuts down beneath them.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_ranks, 1)))
+    code = 0
     try:
         torchrun(["--standalone", f"--nproc-per-node={num_ranks}", script, *arguments])
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
         print(f"Error: rank {number} ended with exit code {failure.exitcode}; its own message is above", file=sys.stderr)
-        raise SystemExit(max(failure.exitcode, 1)) from error
+        code = max(failure.exitcode, 1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def join(device: torch.device) -> torch.device:
@@ -70,9 +74,15 @@ def join(device: torch.device) -> torch.device:
     return device
 
 
-def leave() -> None:
-    """Leaves the group, if there is one."""
+def leave(together: bool = True) -> None:
+    """Leaves the group, if there is one, while the interpreter is still whole.
+
+    Args:
+        together: all ranks come here, and none goes before the last has; False: after an error, when others may be stuck or gone.
+    """
     if dist.is_available() and dist.is_initialized():
+        if together:
+            dist.barrier()
         dist.destroy_process_group()
 
 
@@ -102,25 +112,22 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
 
 
 def exchange_gradients(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-    """Averages gradients over ranks and makes them finite, in place: NaN becomes 0, infinities +-1e5 (as in the field).
+    """Averages gradients over ranks and makes them finite: NaN becomes 0, infinities +-1e5 (as in the field).
 
-    A parameter without a gradient takes part with zeros, so that all ranks send the same message and Adam's moments decay
-    for it as for the others.
+    All gradients go into one flat tensor, of which each parameter's .grad is a view afterwards: one message between ranks, and one
+    kernel on a GPU where there would be one per parameter. A parameter without a gradient takes part with zeros, so that all ranks
+    send the same message and Adam's moments decay for it as for the others.
 
     Returns:
         How many values were not finite, a scalar on the gradients' device.
     """
     parameters = [p for p in parameters if p.requires_grad]
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     if world_size() > 1:
-        flat = torch.cat([p.grad.flatten() for p in parameters])
         dist.all_reduce(flat)
         flat /= world_size()
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-            p.grad.copy_(part.view_as(p))
-    bad = torch.stack([(~torch.isfinite(p.grad)).sum() for p in parameters]).sum()
-    for p in parameters:
-        torch.nan_to_num(p.grad, nan=0.0, posinf=1e5, neginf=-1e5, out=p.grad)
+    bad = (~torch.isfinite(flat)).sum()
+    torch.nan_to_num(flat, nan=0.0, posinf=1e5, neginf=-1e5, out=flat)
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.grad = part.view_as(p)
     return bad

@@ -124,9 +124,9 @@ class Conv2dLayer(nn.Module):
         w = (self.weight * (self.weight_gain * fold)).to(x.dtype)
         b = None if self.bias is None else (self.bias * fold).to(x.dtype)
         # Without upsampling the kernel is correlated, with it convolved: the transposed convolution then takes it as it is.
-        x = conv2d_resample(x, w, f=self.resample_filter, up=self.up, down=self.down, padding=self.padding, flip_weight=self.up == 1, bias=b)
+        x = conv2d_resample(x, w, f=self.resample_filter, up=self.up, down=self.down, padding=self.padding, flip_weight=self.up == 1)
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, act=self.activation, gain=act_gain / fold, clamp=clamp, inplace=True)
+        return bias_act(x, b, act=self.activation, gain=act_gain / fold, clamp=clamp, inplace=True)
 
     def extra_repr(self) -> str:
         """Sizes, for printing the module."""

@@ -13,30 +13,38 @@ import torch.distributed as dist
 
 from dnnlib import EasyDict
 
-# name -> [count, sum, sum of squares]: since the last fold on the values' device, until then on the host
-_moments: dict[str, torch.Tensor] = {}
+# (name, device type) -> [count, sum, sum of squares] since the last fold, on the values' device and always in the same memory
+_moments: dict[tuple[str, str], torch.Tensor] = {}
+# name -> the same since the process began, on the host
 _totals: dict[str, np.ndarray] = {}
 
 
 def report(name: str, value: torch.Tensor | float) -> torch.Tensor | float:
-    """Adds the elements of `value` to the statistic `name` and returns `value` as it came."""
+    """Adds the elements of `value` to the statistic `name` and returns `value` as it came.
+
+    The sums are added to in place, so a CUDA graph may hold a report that was made once outside of the graph.
+
+    Raises:
+        RuntimeError: the first report of a name, inside of a CUDA graph.
+    """
     elements = torch.as_tensor(value).detach().flatten()
     # float64 does not exist on MPS; there the sums of a few hundred values a tick are exact enough in float32.
-    dtype = torch.float32 if elements.device.type == "mps" else torch.float64
-    elements = elements.to(dtype)
-    moments = torch.stack([torch.full_like(elements.sum(), elements.numel()), elements.sum(), elements.square().sum()])
-    if name in _moments:
-        _moments[name] += moments
-    else:
-        _moments[name] = moments
+    elements = elements.to(torch.float32 if elements.device.type == "mps" else torch.float64)
+    key = (name, elements.device.type)
+    if key not in _moments:
+        if elements.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(f"the statistic {name!r} is reported for the first time inside of a CUDA graph; warm the graph's code up first")
+        _moments[key] = torch.zeros(3, dtype=elements.dtype, device=elements.device)
+    _moments[key] += torch.stack([torch.ones_like(elements), elements, elements.square()]).sum(dim=1)
     return value
 
 
-def _fold(names: list[str]) -> None:
+def _fold(names: set[str]) -> None:
     """Moves what was reported under the names into the totals; this waits for the device."""
-    for name in names:
-        _totals[name] = _totals.get(name, np.zeros(3)) + _moments[name].to("cpu", torch.float64).numpy()
-        _moments[name].zero_()
+    for (name, _), moments in _moments.items():
+        if name in names:
+            _totals[name] = _totals.get(name, np.zeros(3)) + moments.to("cpu", torch.float64).numpy()
+            moments.zero_()
 
 
 class Collector:
@@ -59,10 +67,10 @@ class Collector:
 
     def update(self) -> None:
         """Makes the values since the last update the current ones. All ranks call this together, having reported the same names."""
-        names = sorted(name for name in _moments if self._pattern.fullmatch(name))
+        names = sorted({name for name, _ in _moments if self._pattern.fullmatch(name)})
         if not names:
             return
-        _fold(names)
+        _fold(set(names))
         deltas = np.stack([_totals[name] - self._before.get(name, np.zeros(3)) for name in names])
         self._before.update({name: _totals[name] for name in names})
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

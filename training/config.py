@@ -12,8 +12,11 @@ import re
 import torch
 
 from dnnlib import EasyDict, UserError
+from metrics.screening import has_fast_bfloat16
 from pairing.network import MIN_RESOLUTION
+from torch_utils.allocator import keep_freed_memory
 from torch_utils.ops import backend
+from training import graphs
 from training.augment import AUGPIPE_PRESETS
 from training.options import RESUME_SOURCES, Options
 from training.presets import PRESETS, Preset, for_data
@@ -35,12 +38,14 @@ class DataInfo:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of --device. Raises UserError if this machine does not have it."""
+    """The device of --device, with memory that this process keeps if it is the CPU. Raises UserError if this machine does not have it."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         raise UserError(f"--device={name}: torch {torch.__version__} finds no such device here, use --device=auto or --device=cpu")
+    if name == "cpu":
+        keep_freed_memory()
     return torch.device(name)
 
 
@@ -60,14 +65,12 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
         raise UserError(f"--precision={o.precision} needs CUDA, the device is {device.type}; use fp32 or bf16")
     if o.precision == "bf16" and device.type == "mps":
         raise UserError("--precision=bf16 is not supported on mps, use fp32")
-    if o.graphs == "on":
-        raise UserError("--graphs=on: this version captures no CUDA graphs, use --graphs=auto or --graphs=off")
     if o.subset is not None and o.subset > data.length:
         raise UserError(f"--subset={o.subset}: the data set has {data.length} images")
     if o.pairing_weight > 0 and data.resolution < MIN_RESOLUTION:
         found = f"{data.resolution}x{data.resolution}"
         raise UserError(f"--pairing-weight needs images of at least {MIN_RESOLUTION}x{MIN_RESOLUTION} pixels, the data set has {found}")
-    pairing_only = {"pairing_tau", "pairing_mode", "pairing_space", "pairing_dim", "pairing_lr", "pairing_gather", "pairing_target"}
+    pairing_only = {f"pairing_{name}" for name in ("tau", "mode", "space", "dim", "lr", "gather", "shuffle", "target")}
     if "pairing_weight" not in typed and typed & pairing_only:  # a typed weight of 0 is the baseline of a sweep
         given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & pairing_only))
         raise UserError(f"{given} without --pairing-weight: the weight is 0, so there is no pairing network")
@@ -95,21 +98,27 @@ def _batch_arithmetic(o: Options, preset: Preset, gpus: int, pairing: bool) -> t
     return batch, batch_gpu, mbstd
 
 
-def _precision(o: Options, device: torch.device) -> EasyDict:
-    """num_fp16_res, conv_clamp and the low dtype of both networks."""
+def _precision(o: Options, device: torch.device) -> str:
+    """--precision with `auto` worked out: fp16 on CUDA, as StyleGAN2-ADA; bf16 where the CPU multiplies in it; else fp32."""
     precision = "fp32" if o.fp32 else o.precision
-    if precision == "auto":
-        precision = "fp16" if device.type == "cuda" else "fp32"
-    if precision in ("fp32", "tf32"):
-        return EasyDict(num_fp16_res=0, conv_clamp=None)
-    low = EasyDict(num_fp16_res=4, conv_clamp=256)
-    if precision == "bf16":
-        low.low_precision = "bfloat16"
-    return low
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "fp16"
+    return "bf16" if has_fast_bfloat16(device) else "fp32"
 
 
-def _networks(args: EasyDict, o: Options, preset: Preset, mbstd: int, device: torch.device) -> None:
-    width = EasyDict(channel_base=int(preset.fmaps * 32768), channel_max=preset.channel_max, **_precision(o, device))
+def _low_precision(precision: str) -> EasyDict:
+    """num_fp16_res, conv_clamp and the low dtype of both networks. Weights are float32 whatever the blocks compute in."""
+    if precision == "fp16":
+        return EasyDict(num_fp16_res=4, conv_clamp=256)
+    if precision == "bf16":  # with the range of float32 there is nothing to clamp
+        return EasyDict(num_fp16_res=4, conv_clamp=None, low_precision="bfloat16")
+    return EasyDict(num_fp16_res=0, conv_clamp=None)
+
+
+def _networks(args: EasyDict, o: Options, preset: Preset, mbstd: int, precision: str) -> None:
+    width = EasyDict(channel_base=int(preset.fmaps * 32768), channel_max=preset.channel_max, **_low_precision(precision))
     blocks = EasyDict(fp16_channels_last=True) if o.nhwc else EasyDict()
     args.G_kwargs = EasyDict(
         class_name="training.networks.Generator",
@@ -150,6 +159,8 @@ def _loss(args: EasyDict, o: Options, preset: Preset) -> None:
             pairing_space=o.pairing_space,
             pairing_gather=o.pairing_gather,
         )
+        if o.pairing_shuffle:
+            args.loss_kwargs.pairing_shuffle = True
         args.P_kwargs = EasyDict(class_name="pairing.network.PairingNetwork", embed_dim=o.pairing_dim)
         args.P_opt_kwargs = EasyDict(lr=o.pairing_lr or preset.lrate)
         if o.pairing_target is not None:
@@ -201,15 +212,17 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
     if subset:
         args.training_set_kwargs.random_seed = o.seed
     args.data_loader_kwargs = EasyDict(pin_memory=device.type == "cuda", num_workers=o.workers, prefetch_factor=2)
-    _networks(args, o, preset, mbstd, device)
+    precision = _precision(o, device)
+    _networks(args, o, preset, mbstd, precision)
     _loss(args, o, preset)
     args.update(total_kimg=o.kimg or preset.kimg, batch_size=batch, batch_gpu=batch_gpu, ema_kimg=preset.ema_kimg, ema_rampup=preset.ema_ramp)
     _augmentation(args, o, preset)
     if o.nobench:
         args.cudnn_benchmark = False
-    if o.allow_tf32 or o.precision == "tf32":
+    if o.allow_tf32 or precision == "tf32":
         args.allow_tf32 = True
-    args.update(device=device.type, ops=o.ops, graphs=o.graphs, compile=o.compile, kimg_per_tick=o.tick, keep_snapshots=o.keep)
+    args.update(device=device.type, ops=backend.used(device.type), graphs=graphs.choose(o.graphs, device, o.gpus, o.compile), compile=o.compile)
+    args.update(precision=precision, kimg_per_tick=o.tick, keep_snapshots=o.keep)
     args.update(detector=o.detector, metric_seed=o.metric_seed)
     return args
 

@@ -115,7 +115,10 @@ class ResidentLoader(_Loader):
         dataset.close()
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
-        indices = torch.from_numpy(np.ascontiguousarray(self._stream.take(self._batch_size))).to(self._device)
+        indices = torch.from_numpy(np.ascontiguousarray(self._stream.take(self._batch_size)))
+        if self._device.type == "cuda":
+            indices = indices.pin_memory()  # else the copy would wait for the device
+        indices = indices.to(self._device, non_blocking=True)
         images = self._images[self._rows[indices]]
         if self._any_flips:
             images = torch.where(self._flips[indices].reshape(-1, 1, 1, 1), images.flip(3), images)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pairing.losses import binary_pairing, infonce, mode_seeking
-from pairing.negatives import gather_latents
+from pairing.negatives import LatentGather
 from torch_utils import training_stats
 from training import objectives
 
@@ -38,6 +38,7 @@ class StyleGAN2Loss:
         pairing_mode: 'infonce' (equation 1) or 'binary' (section 3.2's simple instantiation).
         pairing_space: latents that P sees, 'z' or 'w'. w is data to the pairing term: no gradient flows back through it.
         pairing_gather: use the latents of all ranks as negatives.
+        pairing_shuffle: a control: each image is paired with the latent of another, so that there is nothing to be learned.
         ms_weight: weight of the mode-seeking baseline.
         on_real_logits, on_accuracy: receive D's logits of real images and the pairing accuracy of every round, for the controllers.
         compiled: faster (G_mapping, G_synthesis, D) for the phases without second derivatives; None: the same ones.
@@ -63,6 +64,7 @@ class StyleGAN2Loss:
         pairing_mode: str = "infonce",
         pairing_space: str = "z",
         pairing_gather: bool = True,
+        pairing_shuffle: bool = False,
         ms_weight: float = 0,
         on_real_logits: Callable[[torch.Tensor], None] | None = None,
         on_accuracy: Callable[[torch.Tensor], None] | None = None,
@@ -77,7 +79,7 @@ class StyleGAN2Loss:
         self.pl_batch_shrink, self.pl_decay, self.pl_weight = pl_batch_shrink, pl_decay, pl_weight
         self.pl_mean = torch.zeros([], device=device)
         self.P, self.pairing_tau, self.pairing_mode, self.pairing_space = P, pairing_tau, pairing_mode, pairing_space
-        self.pairing_gather, self.ms_weight = pairing_gather, ms_weight
+        self.pairing_gather, self.pairing_shuffle, self.ms_weight = pairing_gather, pairing_shuffle, ms_weight
         # A tensor, so that the adaptive controller can move it without rebuilding anything.
         self.pairing_weight = torch.tensor(float(pairing_weight), device=device)
 
@@ -104,13 +106,18 @@ class StyleGAN2Loss:
     def pairing_term(self, img: torch.Tensor, z: torch.Tensor, plain_ws: torch.Tensor) -> torch.Tensor:
         """The unweighted pairing loss of one batch, reported with its accuracy."""
         latent = z if self.pairing_space == "z" else plain_ws[:, 0].detach()
+        if self.pairing_shuffle:
+            latent = latent.roll(1, dims=0)
         if self.style_mixing_prob > 0:
             img = self.G_synthesis(plain_ws)  # a mixed image comes from two latents: pair the unmixed one
-        e_x, e_z = self.P(img, latent)
+        e_z = self.P.embed_latent(latent)
+        # The other ranks' latents travel while the image tower runs.
+        gather = LatentGather(e_z) if self.pairing_gather and self.pairing_mode == "infonce" else None
+        e_x = self.P.embed_image(img)
         if self.pairing_mode == "binary":
             loss, accuracy = binary_pairing(e_x, e_z, self.pairing_tau)
         else:
-            e_z, targets = gather_latents(e_z) if self.pairing_gather else (e_z, None)
+            e_z, targets = (e_z, None) if gather is None else gather.finish()
             loss, accuracy = infonce(e_x, e_z, self.pairing_tau, targets)
         training_stats.report("Loss/pairing/loss", loss)
         training_stats.report("Loss/pairing/accuracy", accuracy)
@@ -148,7 +155,7 @@ class StyleGAN2Loss:
         n = max(len(z) // self.pl_batch_shrink, 1)
         img, ws, _ = self.run_G(z[:n], c[:n])
         lengths = objectives.path_lengths(img, ws)
-        self.pl_mean = self.pl_mean.lerp(lengths.detach().mean(), self.pl_decay)
+        self.pl_mean.copy_(self.pl_mean.lerp(lengths.detach().mean(), self.pl_decay))  # in place: a CUDA graph knows addresses
         penalty = (lengths - self.pl_mean).square()
         training_stats.report("Loss/pl_penalty", penalty)
         training_stats.report("Loss/G/reg", penalty * self.pl_weight)

@@ -11,6 +11,7 @@ from dnnlib.cli import CommaList
 from pairing.adaptive import MAX_FACTOR
 from torch_utils.ops.backend import POLICIES
 from training.augment import AUGPIPE_PRESETS
+from training.graphs import POLICIES as GRAPH_POLICIES
 from training.loss import PAIRING_MODES, PAIRING_SPACES
 from training.objectives import OBJECTIVES
 from training.presets import PRESETS
@@ -103,6 +104,7 @@ class Options:
     pairing_dim: int = _pairing(128, COUNT, "length of the pairing embeddings")
     pairing_lr: float | None = _pairing(None, click.FloatRange(min=0, min_open=True), "learning rate of the pairing network", shown="that of G")
     pairing_gather: bool = _pairing(True, bool, "use the latents of all GPUs as negatives")
+    pairing_shuffle: bool = _pairing(False, bool, "control: the pairing network sees the latents in another order")
     pairing_target: float | None = _pairing(
         None, SHARE, f"steer the pairing weight, between 0 and {MAX_FACTOR:g} times its value, to this identification accuracy", shown="fixed weight"
     )
@@ -115,14 +117,14 @@ class Options:
     continue_run: str | None = _transfer(None, str, "run folder to continue exactly where its last state stands", shown="-")
 
     device: str = _speed("auto", click.Choice(DEVICES), "auto takes CUDA, then MPS, then the CPU")
-    precision: str = _speed("auto", click.Choice(PRECISIONS), "fp16/bf16: the four highest resolutions; auto: fp16 on CUDA, else fp32")
+    precision: str = _speed("auto", click.Choice(PRECISIONS), "fp16/bf16: the four highest resolutions; auto: fp16 on CUDA, bf16 on CPUs made for it")
     fp32: bool = _speed(False, bool, "same as --precision=fp32")
     nhwc: bool = _speed(False, bool, "channels_last memory in low-precision blocks")
     nobench: bool = _speed(False, bool, "no cuDNN benchmarking")
     allow_tf32: bool = _speed(False, bool, "TF32 in float32 matrix products and convolutions")
     compile: bool = _speed(False, bool, "torch.compile for the main phases")
     ops: str = _speed("auto", click.Choice(POLICIES), "implementation of the ops")
-    graphs: str = _speed("auto", click.Choice(["auto", "on", "off"]), "CUDA graphs")
+    graphs: str = _speed("auto", click.Choice(GRAPH_POLICIES), "CUDA graphs; auto: on CUDA with one process and without --compile")
 
 
 def flag_name(field: dataclasses.Field) -> str:

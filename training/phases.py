@@ -29,20 +29,32 @@ class Phase:
     gain: float
 
 
-def lazy_adam(groups: Sequence[dict], interval: int, betas: Sequence[float], eps: float, device: torch.device) -> torch.optim.Adam:
+def lazy_adam(
+    groups: Sequence[dict], interval: int, betas: Sequence[float], eps: float, device: torch.device, capturable: bool = False
+) -> torch.optim.Adam:
     """Adam whose rates allow for a regularisation step every `interval` batches on top of each main step (StyleGAN2, appendix B).
 
     Args:
         groups: parameter groups, each with its 'params' and 'lr'.
+        capturable: for CUDA graphs. The rates never change in a run, so they may be numbers of the graph.
     """
     ratio = interval / (interval + 1)
     groups = [dict(group, lr=group["lr"] * ratio) for group in groups]
     fused = device.type in ("cpu", "cuda")
-    return torch.optim.Adam(groups, betas=tuple(float(beta) ** ratio for beta in betas), eps=eps, fused=fused)
+    betas = tuple(float(beta) ** ratio for beta in betas)
+    return torch.optim.Adam(groups, betas=betas, eps=eps, fused=fused, capturable=capturable)
 
 
 def build_phases(
-    G: nn.Module, D: nn.Module, P: nn.Module | None, G_opt: dict, D_opt: dict, P_opt: dict | None, loss: StyleGAN2Loss, device: torch.device
+    G: nn.Module,
+    D: nn.Module,
+    P: nn.Module | None,
+    G_opt: dict,
+    D_opt: dict,
+    P_opt: dict | None,
+    loss: StyleGAN2Loss,
+    device: torch.device,
+    capturable: bool = False,
 ) -> list[Phase]:
     """Gmain, Greg, Dmain, Dreg in that order, without those whose loss is nothing.
 
@@ -50,13 +62,14 @@ def build_phases(
 
     Args:
         G_opt, D_opt: lr, betas, eps of Adam; P_opt: lr.
+        capturable: the phases will become CUDA graphs.
     """
     generator_groups = [{"params": list(G.parameters()), "lr": G_opt["lr"]}]
     if P is not None:
         generator_groups.append({"params": list(P.parameters()), "lr": P_opt["lr"]})
     discriminator_groups = [{"params": list(D.parameters()), "lr": D_opt["lr"]}]
-    G_adam = lazy_adam(generator_groups, G_REG_INTERVAL, G_opt["betas"], G_opt["eps"], device)
-    D_adam = lazy_adam(discriminator_groups, D_REG_INTERVAL, D_opt["betas"], D_opt["eps"], device)
+    G_adam = lazy_adam(generator_groups, G_REG_INTERVAL, G_opt["betas"], G_opt["eps"], device, capturable)
+    D_adam = lazy_adam(discriminator_groups, D_REG_INTERVAL, D_opt["betas"], D_opt["eps"], device, capturable)
     phases = [Phase("Gmain", [G] if P is None else [G, P], G_adam, 1, 1)]
     if loss.pl_weight > 0:
         phases.append(Phase("Greg", [G], G_adam, G_REG_INTERVAL, G_REG_INTERVAL))

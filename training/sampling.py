@@ -1,4 +1,4 @@
-"""Images from seeds: latents, labels, the layout of sheets, walks between seeds, and rendering in batches.
+"""Images from seeds: latents, labels, the layout of sheets, style mixing, walks between seeds, and rendering in batches.
 
 An image is a function of the network, its seed, its label and the look asked for; how many are rendered at a time does not
 change it. Files are written elsewhere (training.images, generate.py).
@@ -6,9 +6,10 @@ change it. Files are written elsewhere (training.images, generate.py).
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from dnnlib import UserError
 from training.images import default_grid, to_uint8
 
 MAX_SEED = 2**32 - 1
+# Pixels of the images rendered at a time, and how many images at most. More than fits a CPU's caches slows it down (bench.generate).
+BATCH_PIXELS = {"cpu": (2**17, 64)}
+GPU_BATCH_PIXELS = (2**22, 256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,12 @@ class Sheet:
     grid: tuple[int, int]
     seeds: list[int]
     classes: list[int | None]
+
+
+def default_batch(resolution: int, device: torch.device) -> int:
+    """How many images of resolution x resolution pixels to render at a time on `device`, at least 1."""
+    pixels, most = BATCH_PIXELS.get(device.type, GPU_BATCH_PIXELS)
+    return max(min(pixels // resolution**2, most), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,25 +68,50 @@ class Renderer:
             for w, seed in zip(ws, noise_seeds, strict=True):
                 yield from self._synthesize_seeded(w[None], seed)
         else:
-            for part in ws.split(self.batch):
-                yield from self._synthesize(part)
+            yield from self._in_advance(ws.split(self.batch))
 
     def render_seeds(self, seeds: Sequence[int], classes: Sequence[int | None]) -> Iterator[torch.Tensor]:
         """Images uint8 [C, H, W], one for each pair of a seed and a class (None for networks without labels)."""
-        for start in range(0, len(seeds), self.batch):
-            part, labels = seeds[start : start + self.batch], classes[start : start + self.batch]
-            ws = self.map(seed_latents(part, self.G.z_dim), one_hot(labels, self.G.c_dim))
+        starts = range(0, len(seeds), self.batch)
+        parts = [(seeds[start : start + self.batch], classes[start : start + self.batch]) for start in starts]
+        mapped = (self.map(seed_latents(part, self.G.z_dim), one_hot(labels, self.G.c_dim)) for part, labels in parts)
+        if self.noise_mode != "random":
+            yield from self._in_advance(mapped)
+            return
+        for (part, _), ws in zip(parts, mapped):
             yield from self.render(ws, part)
 
+    def _in_advance(self, parts: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Images of one batch of ws after another. A GPU works on the next batch while the caller does something with the images of this one."""
+        ahead = 1 if self.device.type == "cuda" else 0
+        started: collections.deque[Callable[[], torch.Tensor]] = collections.deque()
+        for ws in parts:
+            started.append(self._synthesize(ws))
+            if len(started) > ahead:
+                yield from started.popleft()()
+        for wait in started:
+            yield from wait()
+
     @torch.no_grad()
-    def _synthesize(self, ws: torch.Tensor) -> torch.Tensor:
-        return to_uint8(self.G.synthesis(ws.to(self.device), noise_mode=self.noise_mode)).cpu()
+    def _synthesize(self, ws: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Starts to make images of ws [N, num_ws, w_dim]; the result waits for them and gives uint8 [N, C, H, W] on the CPU."""
+        images = to_uint8(self.G.synthesis(ws.to(self.device, non_blocking=True), noise_mode=self.noise_mode))
+        if self.device.type != "cuda":
+            return images.cpu
+        on_host, copied = images.to("cpu", non_blocking=True), torch.cuda.Event()
+        copied.record()
+
+        def wait() -> torch.Tensor:
+            copied.synchronize()
+            return on_host
+
+        return wait
 
     def _synthesize_seeded(self, ws: torch.Tensor, seed: int) -> torch.Tensor:
         devices = list(range(torch.cuda.device_count())) if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            return self._synthesize(ws)
+            return self._synthesize(ws)()
 
 
 def seed_latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
@@ -142,20 +177,32 @@ def _automatic_grid(seeds: Sequence[int] | None, class_rows: int, resolution: in
     return columns, math.ceil(len(seeds) / columns)
 
 
-def walk_latents(z: torch.Tensor, steps: int) -> torch.Tensor:
-    """A closed walk through latents [K, z_dim] along great circles: [K * steps, z_dim], frame k * steps being latent k.
+def mix_styles(ws: torch.Tensor, other: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
+    """ws [num_ws, w_dim] with those of some layers taken from `other` of the same shape; neither is changed."""
+    mixed = ws.clone()
+    mixed[list(layers)] = other[list(layers)]
+    return mixed
+
+
+def walk_latents(z: torch.Tensor, steps: int, loop: bool = True) -> torch.Tensor:
+    """A walk through latents [K, z_dim] along great circles, frame k * steps being latent k.
 
     The length is interpolated linearly, the direction at constant angular speed.
+
+    Args:
+        steps: frames from one latent to the next.
+        loop: return to the first latent, K * steps frames; else end on the last one, (K - 1) * steps + 1 frames.
     """
-    ends = z.roll(-1, dims=0)
-    return torch.cat([_slerp(a, b, steps) for a, b in zip(z, ends)])
+    parts = [_slerp(a, b, steps) for a, b in zip(z, z.roll(-1, dims=0))]
+    return torch.cat(parts if loop else [*parts[:-1], z[-1:]])
 
 
-def walk_ws(ws: torch.Tensor, steps: int) -> torch.Tensor:
-    """A closed walk through ws [K, num_ws, w_dim] along straight lines: [K * steps, num_ws, w_dim], frame k * steps being ws k."""
+def walk_ws(ws: torch.Tensor, steps: int, loop: bool = True) -> torch.Tensor:
+    """A walk through ws [K, num_ws, w_dim] along straight lines, frame k * steps being ws k; arguments as in `walk_latents`."""
     t = torch.arange(steps, dtype=ws.dtype) / steps
     ends = ws.roll(-1, dims=0)
-    return (ws[:, None] + (ends - ws)[:, None] * t[None, :, None, None]).flatten(0, 1)
+    frames = (ws[:, None] + (ends - ws)[:, None] * t[None, :, None, None]).flatten(0, 1)
+    return frames if loop else torch.cat([frames[:-steps], ws[-1:]])
 
 
 def _slerp(a: torch.Tensor, b: torch.Tensor, steps: int) -> torch.Tensor:

@@ -18,9 +18,10 @@ from training.ada import AdaController
 from training.augment import AugmentPipe
 from training.dataset import ImageFolderDataset
 from training.ema import ema_beta, update_ema
+from training.graphs import CudaRecorder, PhaseGraphs
 from training.loss import StyleGAN2Loss
 from training.networks import Discriminator, Generator, network_record
-from training.phases import Phase, build_phases, report_times, run_phase, timed
+from training.phases import Batch, Phase, build_phases, report_times, run_phase, timed
 
 CONTROL_INTERVAL = 4  # batches between two steps of the controllers
 ADA_KIMG = 500
@@ -72,9 +73,9 @@ class TrainingState:
         if "pairing_target" in args:
             self.pairing_control = PairingController(self.loss.pairing_weight, args.pairing_target, CONTROL_INTERVAL)
             self.loss.on_accuracy = self.pairing_control.record
-        self.phases: list[Phase] = build_phases(
-            self.G, self.D, self.P, args.G_opt_kwargs, args.D_opt_kwargs, args.get("P_opt_kwargs"), self.loss, device
-        )
+        self.graphs = PhaseGraphs(CudaRecorder(device)) if args.get("graphs") == "on" else None
+        optimizers = args.G_opt_kwargs, args.D_opt_kwargs, args.get("P_opt_kwargs")
+        self.phases: list[Phase] = build_phases(self.G, self.D, self.P, *optimizers, self.loss, device, capturable=self.graphs is not None)
         self.labels = torch.from_numpy(dataset.get_labels(np.arange(len(dataset)))).to(device)
         self.cur_nimg = self.batch_idx = self.cur_tick = 0
         # Gradient values that were not finite so far, and on how many steps up to the last one there were some.
@@ -111,16 +112,27 @@ class TrainingState:
             return z, self.labels.new_zeros([count, 0])
         return z, self.labels[torch.randint(len(self.labels), [count], device=self.device)]
 
+    def run_phase(self, phase: Phase, batch: Batch) -> None:
+        """One run of a phase on (real images [N, C, H, W], their labels, latents, labels of generated images), as a CUDA graph if asked for."""
+
+        def body(*inputs: torch.Tensor) -> None:
+            self.nonfinite.add_(run_phase(phase, self.loss, inputs, self.args.batch_gpu))
+
+        if self.graphs is None:
+            body(*batch)
+        else:
+            self.graphs.run(phase.name, body, batch)
+
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """One training step on a batch of this rank: uint8 images [N, C, H, W] and labels [N, c_dim]."""
+        """One training step on a batch of this rank: uint8 images [N, C, H, W] and labels [N, c_dim]. The host never waits for the device."""
         real = images.to(torch.float32) / 127.5 - 1
         nonfinite_before = self.nonfinite.clone()
         for phase in self.phases:
             if self.batch_idx % phase.interval == 0:
                 z, c = self.draw(len(real))
                 with timed(phase.name, self.device, self._pending_times):
-                    self.nonfinite += run_phase(phase, self.loss, (real, labels, z, c), self.args.batch_gpu)
-        self.bad_streak = torch.where(self.nonfinite > nonfinite_before, self.bad_streak + 1, 0)
+                    self.run_phase(phase, (real, labels, z, c))
+        self.bad_streak.copy_(torch.where(self.nonfinite > nonfinite_before, self.bad_streak + 1, 0))
         batch_size = self.args.batch_size
         update_ema(self.G_ema, self.G, ema_beta(batch_size, self.cur_nimg, self.args.ema_kimg, self.args.ema_rampup))
         self.cur_nimg += batch_size
@@ -179,12 +191,17 @@ class TrainingState:
         for phase in self.phases:
             if phase.name in state["optimizers"]:
                 phase.optimizer.load_state_dict(state["optimizers"][phase.name])
-        self.loss.pl_mean = own["pl_mean"].to(self.device)
+        self.loss.pl_mean.copy_(own["pl_mean"])
         self.G.mapping.w_avg.copy_(own["w_avg"])
         for name, controller in self._controllers().items():
             controller.load_state_dict(own["controllers"][name])
         for name, value in state["counters"].items():
-            setattr(self, name, value.to(self.device) if isinstance(value, torch.Tensor) else value)
+            if isinstance(value, torch.Tensor):
+                getattr(self, name).copy_(value)
+            else:
+                setattr(self, name, value)
+        if self.graphs is not None:
+            self.graphs.reset()  # the optimisers hold other tensors now
         torch.set_rng_state(own["torch_rng"].cpu())
         if own["cuda_rng"] is not None:
             torch.cuda.set_rng_state(own["cuda_rng"].cpu(), self.device)

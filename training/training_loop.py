@@ -30,7 +30,9 @@ MAX_BAD_STEPS = 50  # steps on end with gradients that are not finite, after whi
 
 
 def _set_backends(args: EasyDict) -> None:
-    backend.set_policy(args.get("ops", "auto"))
+    # What `config.resolve` found out is recorded, so a continued run asks for just that. Runs of before there were native ops say "auto".
+    backend.set_policy("reference" if args.get("ops", "auto") == "auto" else args.ops)
+    backend.used(args.device)  # built or refused now, not in the middle of a step
     torch.backends.cudnn.benchmark = args.get("cudnn_benchmark", True)
     torch.backends.cuda.matmul.allow_tf32 = args.get("allow_tf32", False)
     torch.backends.cudnn.allow_tf32 = args.get("allow_tf32", False)

@@ -38,3 +38,28 @@ PACGAN_GRID: Figures = {
     "GAN": {"modes": 17.3, "high quality": 0.948, "reverse KL": 0.70},
     "PacGAN2": {"modes": 23.8, "high quality": 0.913, "reverse KL": 0.13},
 }
+
+
+def _with_fid(precision: float, recall: float, coverage: float, fid: float) -> dict[str, float]:
+    return {**_prc(precision, recall, coverage), "FID": fid}
+
+
+TABLE3: Figures = {
+    "StyleGAN2": _with_fid(0.673, 0.425, 0.637, 9.219),
+    "Pairing-GAN": _with_fid(0.677, 0.423, 0.731, 8.597),
+    "MS-GAN(+R1)": _with_fid(0.664, 0.276, 0.46, 16.54),
+}
+TABLE4: Figures = {
+    "StyleGAN2-ADA": _with_fid(0.635, 0.575, 0.780, 3.185),
+    "Pairing-GAN-ADA": _with_fid(0.638, 0.578, 0.784, 3.123),
+    "MS-GAN(+R1)-ADA": _with_fid(0.664, 0.521, 0.52, 3.158),
+}
+TABLE_B: Figures = {  # printed without saying at which length and with which augmentation; Table 3 but for one digit
+    "StyleGAN2": _prc(0.673, 0.425, 0.637),
+    "Pairing-GAN": _prc(0.677, 0.422, 0.731),
+}
+TABLE_C: Figures = {  # pairing weight
+    "Pairing-GAN(.01)": {"precision": 0.6721, "coverage": 0.6812},
+    "Pairing-GAN": {"precision": 0.6773, "coverage": 0.7313},
+    "Pairing-GAN(.10)": {"precision": 0.6495, "coverage": 0.7364},
+}

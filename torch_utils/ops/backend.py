@@ -1,16 +1,27 @@
 """The one seam between an op and its implementations: a policy for the process, and a table of native implementations.
 
-Every op module calls `native(name)`; where that gives a callable, it is used instead of the reference. No native
-implementation is registered in this version, so `auto` runs the reference ops.
+Every op calls `native(name, x)`; where that gives a callable, it is used instead of the reference. The library of native ops for a type of
+device is built or loaded at the first op there, or by `used`; importing this module does neither.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import sys
 from collections.abc import Callable
 
+import torch
+
 from dnnlib import UserError
+from torch_utils.toolchain import BuildError
 
 POLICIES = ("auto", "native", "reference")
+# What the native ops compute with, on every type of device that there are any for.
+DTYPES = {
+    "cpu": frozenset({torch.float32, torch.float64, torch.bfloat16}),
+    "cuda": frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16}),
+}
 
 _natives: dict[str, Callable] = {}
 _policy = "auto"
@@ -22,19 +33,62 @@ def register_native(name: str, implementation: Callable) -> None:
 
 
 def set_policy(policy: str) -> None:
-    """Chooses the implementations of this process: `reference`, `native` (required), or `auto` (native where there is one).
+    """Chooses the implementations of this process: `reference`, `native` (required), or `auto` (native where they can be built).
 
     Raises:
-        UserError: unknown policy, or `native` where no native ops are registered.
+        UserError: unknown policy.
     """
     global _policy
     if policy not in POLICIES:
         raise UserError(f"--ops={policy}: unknown, choose one of {', '.join(POLICIES)}")
-    if policy == "native" and not _natives:
-        raise UserError("--ops=native: this version has no native ops, use --ops=auto or --ops=reference")
     _policy = policy
 
 
-def native(name: str) -> Callable | None:
-    """The native implementation of the op `name` under the current policy, or None: run the reference."""
-    return None if _policy == "reference" else _natives.get(name)
+def used(device_type: str) -> str:
+    """What ops run on devices of a type (`cpu`, `cuda`, ...), `native` or `reference`: for the record of a run.
+
+    Builds or loads the native ops if the policy wants them and that has not been done. To be called before the first step, so that a build
+    neither happens in the middle of one nor during the capture of a CUDA graph.
+
+    Raises:
+        UserError: the policy is `native`, and they cannot be had.
+    """
+    return "native" if in_use(device_type) else "reference"
+
+
+# A compiler of graphs shall neither look into this nor guard on it: what is in use does not change while a process trains.
+@torch.compiler.assume_constant_result
+def in_use(device_type: str) -> bool:
+    """Whether native ops run on devices of this type. As `used`."""
+    if _policy == "reference" or device_type not in DTYPES:
+        return False
+    failure = _load(device_type)
+    if failure is not None and _policy == "native":
+        raise UserError(f"--ops=native: {failure}; or use --ops=reference")
+    return failure is None
+
+
+def native(name: str, x: torch.Tensor) -> Callable | None:
+    """The native implementation of the op `name` for tensors like `x` under the current policy, or None: run the reference.
+
+    Raises:
+        UserError: the policy is `native`, and there are no native ops to be had for the device.
+    """
+    device_type = x.device.type
+    if not in_use(device_type) or x.dtype not in DTYPES[device_type]:
+        return None
+    return _natives.get(name)
+
+
+@functools.cache
+def _load(kind: str) -> BuildError | None:
+    """Makes the native ops ready, once; returns why that is impossible, after a warning, or None."""
+    worker = torch.utils.data.get_worker_info() is not None
+    try:
+        # They import this module and the ops that they implement, so they come in at the first use.
+        importlib.import_module("torch_utils.ops.native").load(kind, build=not worker)
+    except BuildError as error:
+        if _policy == "auto" and not worker:
+            print(f"Warning: the reference ops run instead of native ones: {error}", file=sys.stderr, flush=True)
+        return error
+    return None

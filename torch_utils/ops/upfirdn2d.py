@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops import backend
+from torch_utils.ops.autograd_calls import positional, recorded, traced_with_gradients
 
 Padding = int | Sequence[int]
 SEPARABLE_TAPS = 8  # 1-D filters with at least so many taps stay 1-D and are applied along each axis in turn
@@ -108,12 +109,17 @@ def _depthwise(x: torch.Tensor, kernel: torch.Tensor, stride: tuple[int, int], p
     return F.conv2d(x, weight, stride=stride, padding=padding, groups=c)
 
 
+def output_size(x: torch.Tensor, f: torch.Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple[int, int, int, int]) -> tuple[int, int]:
+    """(height, width) of what `upfirdn2d` makes of `x`."""
+    (fw, fh), (x0, x1, y0, y1) = filter_size(f), padding
+    height, width = x.shape[2] * up[1] + y0 + y1 - fh, x.shape[3] * up[0] + x0 + x1 - fw
+    return height // down[1] + 1, width // down[0] + 1
+
+
 def _resample(x, f, up, down, padding, flip_filter, gain) -> torch.Tensor:
-    """The op itself, without differentiation."""
+    """The op itself in plain PyTorch, without differentiation."""
     if 0 in x.shape[:2]:
-        (fw, fh), (x0, x1, y0, y1) = filter_size(f), padding
-        height, width = x.shape[2] * up[1] + y0 + y1 - fh + 1, x.shape[3] * up[0] + x0 + x1 - fw + 1
-        return x.new_zeros([*x.shape[:2], -(-height // down[1]), -(-width // down[0])])
+        return x.new_zeros([*x.shape[:2], *output_size(x, f, up, down, padding)])
     f = f * gain ** (f.ndim / 2)
     if not flip_filter:  # convolution: the correlation kernel is the mirrored filter
         f = f.flip(list(range(f.ndim)))
@@ -128,12 +134,24 @@ def _resample(x, f, up, down, padding, flip_filter, gain) -> torch.Tensor:
     return _depthwise(x, f[:, None], (down[1], 1), (conv_padding[0], 0))
 
 
+def _without_derivative(x, f, up, down, padding, flip_filter, gain) -> torch.Tensor:
+    """The op by the implementation that the policy asks for. Native ones take float32 filters: another was made by hand, for more digits."""
+    native = backend.native("upfirdn2d", x) if f.dtype == torch.float32 else None
+    return (native or _resample)(x, f, up, down, padding, flip_filter, gain)
+
+
+def _differentiable(x, f, up, down, padding, flip_filter, gain) -> torch.Tensor:
+    """The op, recorded for differentiation where there will be any; that costs as much time as a small image."""
+    return (_UpFirDn2d.apply if recorded(x) else _without_derivative)(x, f, up, down, padding, flip_filter, gain)
+
+
 class _UpFirDn2d(torch.autograd.Function):
-    """`_resample` with its adjoint as backward; the adjoint goes through this class again, so every order exists."""
+    """The op with its adjoint as backward; the adjoint goes through this class again, so every order exists."""
 
     @staticmethod
+    @positional
     def forward(x, f, up, down, padding, flip_filter, gain):
-        return _resample(x, f, up, down, padding, flip_filter, gain)
+        return _without_derivative(x, f, up, down, padding, flip_filter, gain)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -152,7 +170,7 @@ class _UpFirDn2d(torch.autograd.Function):
             fh - y0 - 1,
             in_h * uy - out_h * dy_step + y0 - uy + 1,
         )
-        grad = _UpFirDn2d.apply(dy, f, ctx.down, ctx.up, padding, not ctx.flip_filter, ctx.gain)
+        grad = _differentiable(dy, f, ctx.down, ctx.up, padding, not ctx.flip_filter, ctx.gain)
         return grad, None, None, None, None, None, None
 
 
@@ -191,8 +209,9 @@ def upfirdn2d(
     (fw, fh), (x0, x1, y0, y1) = filter_size(f), padding
     if x.shape[3] * up[0] + x0 + x1 < fw or x.shape[2] * up[1] + y0 + y1 < fh:
         raise ValueError(f"the padded image is smaller than the filter ({fw}x{fh} taps): {list(x.shape)}, up {up}, padding {padding}")
-    native = backend.native("upfirdn2d")
-    return (native or _UpFirDn2d.apply)(x, f, up, down, padding, flip_filter, float(gain))
+    if traced_with_gradients():
+        return _resample(x, f, up, down, padding, flip_filter, float(gain))
+    return _differentiable(x, f, up, down, padding, flip_filter, float(gain))
 
 
 def filter2d(x: torch.Tensor, f: torch.Tensor | None, padding: Padding = 0, flip_filter: bool = False, gain: float = 1) -> torch.Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
+from torch_utils.ops.modulation import epilogue, modulate
 
 
 def modulated_conv2d(
@@ -18,9 +20,11 @@ def modulated_conv2d(
     demodulate: bool = True,
     flip_weight: bool = True,
     bias: torch.Tensor | None = None,
-    gain: float = 1,
+    act: str = "linear",
+    gain: float | None = None,
+    clamp: float | None = None,
 ) -> torch.Tensor:
-    """gain * (convolution of sample n with weight[o, i] * styles[n, i], normalised over (i, kh, kw) if `demodulate`, + noise + bias).
+    """Convolution of sample n with weight[o, i] * styles[n, i], normalised over (i, kh, kw) if `demodulate`; then noise, bias and activation.
 
     Computed as one dense convolution between two scalings of the activations. That equals modulating the weights, since the
     style is constant over the image, and avoids a weight tensor and a convolution group per sample.
@@ -35,26 +39,34 @@ def modulated_conv2d(
         resample_filter: low-pass filter for the upsampling.
         flip_weight: as in `conv2d_resample`.
         bias: [O]; None: none.
-        gain: factor on all of it.
+        act, gain, clamp: as in `bias_act`.
 
     Returns:
         [N, O, H * up, W * up] in the dtype of x.
     """
-    if demodulate and x.dtype == torch.float16:
+    if not demodulate:
+        x = _modulated(x, weight, styles, up, padding, resample_filter, flip_weight)
+        x = x if noise is None else x + noise.to(x.dtype)
+        return bias_act(x, None if bias is None else bias.to(x.dtype), act=act, gain=gain, clamp=clamp, inplace=True)
+    if x.dtype == torch.float16:
         # Half precision overflows at 65504: bring weights and styles to magnitudes near one; demodulation undoes the scale.
         fan_in = weight[0].numel()
         weight = weight * (fan_in**-0.5 / weight.abs().amax(dim=[1, 2, 3], keepdim=True))
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
-    x = x * styles.to(x.dtype)[:, :, None, None]
-    bias = None if bias is None else (bias * gain).to(x.dtype)
-    noise = None if noise is None else (noise * gain).to(x.dtype)
-    if not demodulate:
-        weight = (weight * gain).to(x.dtype)
-        x = conv2d_resample(x, weight, f=resample_filter, up=up, padding=padding, flip_weight=flip_weight, bias=bias)
-        return x if noise is None else x + noise
-    x = conv2d_resample(x, weight.to(x.dtype), f=resample_filter, up=up, padding=padding, flip_weight=flip_weight)
+    x = conv2d_resample(modulate(x, styles), weight.to(x.dtype), f=resample_filter, up=up, padding=padding, flip_weight=flip_weight)
     # sum over (i, kh, kw) of (weight * style)^2, without forming the per-sample weights
     energy = styles.square() @ weight.square().sum(dim=[2, 3]).t()
-    scale = ((energy + 1e-8).rsqrt() * gain).to(x.dtype)[:, :, None, None]
-    x = x * scale if bias is None else torch.addcmul(bias[:, None, None], x, scale)
-    return x if noise is None else x.add_(noise)
+    return epilogue(x, (energy + 1e-8).rsqrt(), noise, bias, act=act, gain=gain, clamp=clamp)
+
+
+def _modulated(x, weight, styles, up, padding, resample_filter, flip_weight) -> torch.Tensor:
+    """The convolution without demodulation."""
+    if weight.shape[2:] != (1, 1) or up > 1 or padding:
+        return conv2d_resample(modulate(x, styles), weight.to(x.dtype), f=resample_filter, up=up, padding=padding, flip_weight=flip_weight)
+    # One small matrix for each sample, in the order of memory on either side of the product so that its gradient has the layout of x.
+    matrices, pixels = (weight.flatten(1) * styles[:, None]).to(x.dtype), x.flatten(2)
+    if x.is_contiguous(memory_format=torch.channels_last):
+        y = torch.bmm(pixels.transpose(1, 2), matrices.transpose(1, 2)).transpose(1, 2)
+    else:
+        y = torch.bmm(matrices, pixels)
+    return y.unflatten(2, x.shape[2:])

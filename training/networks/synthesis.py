@@ -9,7 +9,7 @@ from torch import nn
 
 from torch_utils.layers import DEFAULT_FILTER, LOW_PRECISION, Conv2dLayer, FullyConnectedLayer, block_dtype, block_memory_format
 from torch_utils.ops import upfirdn2d
-from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from torch_utils.ops.bias_act import ACTIVATIONS
 from training.networks.modulated_conv import modulated_conv2d
 
 ARCHITECTURES = ("orig", "skip", "resnet")
@@ -72,9 +72,7 @@ class SynthesisLayer(nn.Module):
             noise = torch.randn([x.shape[0], 1, self.resolution, self.resolution], device=x.device) * self.noise_strength
         if self.use_noise and noise_mode == "const":
             noise = (self.noise_const * self.noise_strength)[None, None]
-        act_gain = self.act_gain * gain
-        fold = act_gain if ACTIVATIONS[self.activation].homogeneous else 1.0
-        x = modulated_conv2d(
+        return modulated_conv2d(
             x,
             self.weight,
             styles,
@@ -84,10 +82,10 @@ class SynthesisLayer(nn.Module):
             resample_filter=self.resample_filter,
             flip_weight=self.up == 1,
             bias=self.bias,
-            gain=fold,
+            act=self.activation,
+            gain=self.act_gain * gain,
+            clamp=None if self.conv_clamp is None else self.conv_clamp * gain,
         )
-        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, act=self.activation, gain=act_gain / fold, clamp=clamp, inplace=True)
 
 
 class ToRGBLayer(nn.Module):
@@ -104,8 +102,9 @@ class ToRGBLayer(nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """[N, in, H, W] and w [N, w_dim] -> [N, out, H, W]."""
         styles = self.affine(w) * self.weight_gain
-        x = modulated_conv2d(x, self.weight, styles, padding=self.weight.shape[-1] // 2, demodulate=False, bias=self.bias)
-        return bias_act(x, clamp=self.conv_clamp)
+        return modulated_conv2d(
+            x, self.weight, styles, padding=self.weight.shape[-1] // 2, demodulate=False, bias=self.bias, clamp=self.conv_clamp
+        )
 
 
 class SynthesisBlock(nn.Module):

@@ -1,0 +1,86 @@
+"""Takes runs that were made by hand into a results folder, if they are what its plan would make."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+
+from dnnlib import UserError
+from experiments.images.folder_lock import hold
+from experiments.images.methods import METHODS, recognise
+from experiments.images.plan import Choice, Plan, PlannedRun, make_plan
+from experiments.images.run_state import look_at, read_options, run_folders, settings_difference
+
+
+def adopt(paths: list[pathlib.Path], choice: Choice, copy: bool = False) -> list[PlannedRun]:
+    """Puts finished runs where the plan of `choice` looks for them, as links or copies. All are checked before the first is taken.
+
+    Args:
+        paths: run folders, or folders that hold one.
+        choice: the plan; its seeds are raised to those of the runs.
+        copy: copy the folders instead of linking to them.
+
+    Returns:
+        The planned runs that are there now, in the order of `paths`.
+
+    Raises:
+        UserError: a run is not finished, or its options are not those of any planned run; the difference is named.
+    """
+    folders = [_run_folder(path) for path in paths]
+    seeds = max([choice.seeds or 0, *(int(read_options(folder).get("random_seed", 0)) + 1 for folder in folders)])
+    plan = make_plan(Choice(**{**vars(choice), "seeds": seeds}))
+    with hold(choice.out, f"--out={choice.out}"):
+        taken = [(folder, _counterpart(folder, plan)) for folder in folders]
+        keys = [run.key for _, run in taken]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise UserError(f"two of the runs are {twice[0]}; give one of them")
+        for folder, run in taken:
+            _take(folder, run, copy)
+    return [run for _, run in taken]
+
+
+def _run_folder(path: pathlib.Path) -> pathlib.Path:
+    """The run folder itself, or the only one in a folder."""
+    inside = run_folders(path)
+    if (path / "training_options.json").is_file() or not inside:
+        return path
+    if len(inside) > 1:
+        raise UserError(f"{path} holds {len(inside)} runs; name them one by one")
+    return inside[0]
+
+
+def _counterpart(folder: pathlib.Path, plan: Plan) -> PlannedRun:
+    """The planned run that a folder is."""
+    options = read_options(folder)
+    method, seed = recognise(options), int(options.get("random_seed", 0))
+    candidates = [run for run in plan.runs if (run.method, run.seed) == (method, seed)]
+    if not candidates:
+        known = ", ".join(dict.fromkeys(run.method for run in plan.runs))
+        of = "is not in this plan" if method in METHODS else "is no method of this project"
+        raise UserError(f"{folder}: {method} {of}, which has {known}")
+    differences = [(settings_difference(options, run.options), run) for run in candidates]
+    for changed, run in differences:
+        if not changed:
+            state = look_at(folder, run.kimg, run.metrics, run.detector)
+            if not state.finished:
+                raise UserError(f"{folder} is not finished: {state.kimg} of {run.kimg} kimg; finish it with train.py --continue-run first")
+            return run
+    changed, run = min(differences, key=lambda pair: abs(pair[1].kimg - int(options.get("total_kimg", 0))))
+    raise UserError(f"{folder} is not {run.key}: {changed}")
+
+
+def _take(folder: pathlib.Path, run: PlannedRun, copy: bool) -> None:
+    there = run_folders(run.parent)
+    if folder.resolve() in [path.resolve() for path in there]:
+        return
+    if there:
+        raise UserError(f"{run.parent} holds {there[0].name} already; move it away to take {folder}")
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        target = run.parent / folder.resolve().name
+        if copy:
+            shutil.copytree(folder, target)
+        else:
+            target.symlink_to(folder.resolve(), target_is_directory=True)
+    except OSError as error:
+        raise UserError(f"cannot take {folder} into {run.parent}: {error.strerror or error}") from error

@@ -1,0 +1,180 @@
+"""Budgets: how long, how large and how measured the runs of every setting are. Data only.
+
+A setting is a training set and a length ("noaug" is Table 3's). Each budget gives it numbers of its own, and figures of different budgets are
+never mixed: the budget's name is part of a run's folder, and stands with its detector in the head of every table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from dnnlib import UserError
+from metrics.registry import parse_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class R1:
+    """Weight of the R1 penalty, and why it is that."""
+
+    gamma: float
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Regime:
+    """A setting at one budget.
+
+    Attributes:
+        kimg: length.
+        marks: kimg at which tables look at a run, besides its end, which is the last of them.
+        subset: images trained on; None: all. Such runs are measured against all images.
+        r1: instead of the budget's.
+    """
+
+    kimg: int
+    marks: tuple[int, ...] = ()
+    subset: int | None = None
+    r1: R1 | None = None
+
+    @property
+    def all_marks(self) -> tuple[int, ...]:
+        """Where tables look, in kimg, the end last."""
+        return (*(mark for mark in self.marks if mark < self.kimg), self.kimg)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """One budget.
+
+    Attributes:
+        name: as on the command line.
+        title: what it is, for the head of a table.
+        options: of train.py, for all runs.
+        spacing: kimg between snapshots, about.
+        metrics: of every snapshot.
+        detector: of all metrics; None: each metric's own.
+        columns: column of a table -> (metric, end of its figure's name).
+        seeds: by default.
+        r1: augmentation -> weight.
+        regimes: setting -> numbers.
+        same: setting -> another one whose runs serve it as well.
+        data: training set by default; empty: the digits, written into the results folder.
+        note: what a reader of its figures must know.
+        precision: of train.py by default; one that every machine has, so that runs from several can stand in one table, or auto.
+    """
+
+    name: str
+    title: str
+    options: tuple[str, ...]
+    spacing: int
+    metrics: tuple[str, ...]
+    detector: str | None
+    columns: Mapping[str, tuple[str, str]]
+    seeds: int
+    r1: Mapping[str, R1]
+    regimes: Mapping[str, Regime]
+    data: str
+    note: str
+    same: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    precision: str = "fp32"
+
+    def setting(self, name: str) -> str:
+        """The setting whose runs serve this one."""
+        return self.same.get(name, name)
+
+    def r1_weight(self, setting: str, augmentation: str) -> R1:
+        """R1's weight of a setting's runs."""
+        return self.regimes[setting].r1 or self.r1[augmentation]
+
+    def figure(self, column: str) -> str | None:
+        """Name of a column's figure in metric-*.jsonl; None where the budget does not measure it."""
+        if column not in self.columns:
+            return None
+        metric, ending = self.columns[column]
+        (spec,) = parse_metrics([metric], self.detector)
+        return spec.name + ending
+
+
+def _prdc(metric: str) -> dict[str, tuple[str, str]]:
+    return {name: (metric, f"_{name}") for name in ("precision", "recall", "coverage")}
+
+
+def _r1_sweep(kimg: int) -> dict[str, Regime]:
+    """StyleGAN2 without augmentation under other R1 weights, which decides the weight for all methods."""
+    weights = {"r1-.01": 0.01, "r1-1": 1.0}
+    return {name: Regime(kimg, r1=R1(gamma, "part of the search for R1's weight")) for name, gamma in weights.items()}
+
+
+def _subsets(kimg: int, share: float = 1) -> dict[str, Regime]:
+    """The collapse-prone regime: few images."""
+    return {f"subset-{size}": Regime(kimg, subset=round(size * share)) for size in (500, 2000, 5000)}
+
+
+_START = "ten times the preset's: the start value of this reproduction, since no number is published; not compared with others"
+_PRESET = "the preset's own"
+_R1 = {"noaug": R1(0.1, _START), "ada": R1(0.01, _PRESET)}
+
+_ALL = (
+    Budget(
+        "smoke",
+        "smoke: 1 kimg of a tiny network on 240 digits of 16x16, a test of the machinery and no result",
+        ("--cfg=demo", "--cond=1", "--tick=1", "--snap=1"),
+        spacing=1,
+        metrics=("prdc10k5",),
+        detector="embedded",
+        columns=_prdc("prdc10k5"),
+        seeds=1,
+        r1=_R1,
+        regimes={"noaug": Regime(1, marks=(0,)), "ada": Regime(1, marks=(0,)), **_subsets(1, share=0.04), **_r1_sweep(1)},
+        same={"noaug-long": "noaug"},
+        data="",
+        note="Figures of the smoke budget say that everything runs, and nothing about the methods.",
+    ),
+    Budget(
+        "short",
+        "short: --cfg=cifar-small, a 64th of the arithmetic of --cfg=cifar",
+        ("--cfg=cifar-small", "--cond=1", "--tick=5", "--snap=3"),
+        spacing=15,
+        metrics=("fid10k", "prdc10k5"),
+        detector="embedded",
+        columns={**_prdc("prdc10k5"), "FID": ("fid10k", "")},
+        seeds=3,
+        r1=_R1,
+        regimes={"noaug": Regime(60, marks=(30,)), "ada": Regime(60, marks=(30,)), **_subsets(120), **_r1_sweep(60)},
+        same={"noaug-long": "noaug"},
+        data="datasets/cifar10-train.zip",
+        note="A smaller network, a hundredth of the training, another detector and k = 5: set beside the published figures for the order of "
+        "the methods, not for the level.",
+    ),
+    Budget(
+        "paper",
+        "paper: --cfg=cifar at the published lengths",
+        ("--cfg=cifar", "--cond=1", "--tick=20", "--snap=50"),
+        spacing=1000,
+        metrics=("fid50k_full", "prdc50k3"),
+        detector=None,
+        columns={**_prdc("prdc50k3"), "FID": ("fid50k_full", "")},
+        seeds=3,
+        r1=_R1,
+        regimes={
+            "noaug": Regime(8000),
+            "noaug-long": Regime(25000, marks=(15000,)),
+            "ada": Regime(25000, marks=(15000,)),
+            **_subsets(4000),
+            **_r1_sweep(8000),
+        },
+        data="datasets/cifar10-train.zip",
+        precision="auto",
+        note="Precision, recall and coverage from 50,000 real and 50,000 generated images by VGG16, k = 3, under which a perfect generator has a "
+        "coverage of 0.875.",
+    ),
+)
+BUDGETS = {budget.name: budget for budget in _ALL}
+
+
+def find_budget(name: str) -> Budget:
+    """The budget of that name. Raises UserError if there is none."""
+    if name not in BUDGETS:
+        raise UserError(f"there is no budget {name!r}; choose among {', '.join(BUDGETS)}")
+    return BUDGETS[name]

@@ -1,0 +1,90 @@
+"""Command lines of train.py read as train.py reads them, so that what a run would be is known before it is started."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+import torch
+
+from dnnlib import EasyDict, UserError
+from metrics.runs import BOOKKEEPING
+from training import config
+from training.dataset import ImageFolderDataset
+from training.options import Options, add_options
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+# Where and how fast a run is made, and where its data lie: none of it changes what is trained. Seed and snapshots are part of a plan; what the
+# precision does is said by the networks' own options.
+PLACE = (BOOKKEEPING - {"random_seed", "network_snapshot_ticks"}) | {"device", "ops", "graphs", "compile", "cudnn_benchmark", "path", "precision"}
+
+
+def parse_options(arguments: Sequence[str]) -> tuple[Options, set[str]]:
+    """Options of a command line of train.py, and the names of those that it gives.
+
+    Raises:
+        UserError: train.py would not take them.
+    """
+    try:
+        given = add_options(click.Command("train.py")).make_context("train.py", list(arguments)).params
+    except click.ClickException as error:
+        raise UserError(f"train.py does not take {' '.join(arguments)}: {error.format_message()}") from error
+    typed = {name for name, value in given.items() if value is not None}
+    return Options(**{name: given[name] for name in typed}), typed
+
+
+def inspect_data(path: str) -> config.DataInfo:
+    """What the configuration needs to know of a labelled data set. Raises UserError if there is none or it cannot be read."""
+    if not pathlib.Path(path).exists():
+        raise UserError(f"--data={path}: no such file or folder; make it with dataset_tool.py, or name another place")
+    dataset = ImageFolderDataset(path, use_labels=True)
+    info = config.DataInfo(dataset.name, len(dataset), dataset.resolution, dataset.num_channels, dataset.label_dim, dataset.labels_in_file)
+    dataset.close()
+    return info
+
+
+def configuration(arguments: Sequence[str], data: config.DataInfo) -> EasyDict:
+    """What training_options.json of a command line of train.py would hold, without the run folder. Raises UserError as train.py would."""
+    options, typed = parse_options(arguments)
+    # The plan may be made elsewhere than the run, so a device that is not here is no reason to fail.
+    device = config.choose_device(options.device) if options.device == "auto" else torch.device(options.device)
+    return config.resolve(options, typed, data, device)
+
+
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str = "") -> str:
+    """The first setting in which two configurations differ, as "total_kimg 60 instead of 8000"; empty if what is trained is the same."""
+    for key in sorted(found.keys() | wanted.keys()):
+        if key in PLACE:
+            continue
+        old, new = found.get(key), wanted.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if deeper := difference(old, new, f"{name}{key}."):
+                return deeper
+        elif old != new:
+            return f"{name}{key} {_in_words(old)} instead of {_in_words(new)}"
+    return ""
+
+
+def same_data(a: str, b: str) -> bool:
+    """Whether two data sets hold the same images and labels, wherever they lie; of one that cannot be read the name decides."""
+    if pathlib.Path(a).absolute() == pathlib.Path(b).absolute():
+        return True
+    if not pathlib.Path(a).exists() or not pathlib.Path(b).exists():
+        return pathlib.Path(a).name == pathlib.Path(b).name
+    return _fingerprint(a, pathlib.Path(a).stat().st_mtime_ns) == _fingerprint(b, pathlib.Path(b).stat().st_mtime_ns)
+
+
+@functools.cache
+def _fingerprint(path: str, changed: int) -> str:
+    """Digest of a data set as it was at that time."""
+    dataset = ImageFolderDataset(path, use_labels=True)
+    digest = dataset.fingerprint()
+    dataset.close()
+    return digest
+
+
+def _in_words(value: Any) -> str:
+    return "absent" if value is None else str(value)

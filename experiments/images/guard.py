@@ -1,0 +1,54 @@
+"""A command that does not outlive who started it: `python -m experiments.images.guard COMMAND...` ends it when its own standard input closes.
+
+A killed `reproduce.py` would otherwise leave trainings behind, and the next one would write into the same folders beside them. The pipe closes
+with its owner however that ends. Only the standard library and psutil are loaded, so the guard costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import psutil
+
+GRACE_SECONDS = 10  # for torchrun to end its ranks
+
+
+def end_tree(pid: int) -> None:
+    """Ends a process with all that it started: politely, then not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        tree = [*root.children(recursive=True), root]
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(tree, GRACE_SECONDS)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def main(command: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def end(*_) -> None:
+        end_tree(child.pid)
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        end()
+
+    signal.signal(signal.SIGTERM, end)
+    threading.Thread(target=watch, daemon=True).start()
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,113 @@
+"""The methods by the paper's row names, each as options of train.py, and the name of the method that a run's options say."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from experiments.images.commands import parse_options
+from training import config
+
+R1_WEIGHT = "{gamma}"  # in an option: the R1 weight of the setting
+LAMBDA = 0.05
+_TERMS = ("pairing_weight", "pairing_tau", "pairing_mode", "pairing_space", "pairing_gather", "pairing_shuffle", "ms_weight", "objective")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way of training.
+
+    Attributes:
+        name: of its row.
+        options: of train.py, besides what preset, setting and budget say.
+        what: in a few words.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    what: str
+
+    @property
+    def augmentation(self) -> str:
+        """noaug or ada."""
+        return next(option.removeprefix("--aug=") for option in self.options if option.startswith("--aug="))
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file name."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-")
+
+
+def _pairing(weight: float = LAMBDA, **more: Any) -> tuple[str, ...]:
+    return (f"--pairing-weight={weight:g}", *(f"--pairing-{name}={value}" for name, value in more.items()))
+
+
+_RELATIVISTIC = ("--objective=relativistic", f"--r2-gamma={R1_WEIGHT}")
+_WITHOUT_AUGMENTATION = (
+    Method("StyleGAN2", (), "the baseline"),
+    Method("Pairing-GAN", _pairing(), "pairing at the paper's lambda, 0.05"),
+    Method("MS-GAN(+R1)", ("--ms-weight=1",), "mode seeking"),
+    Method("Pairing-GAN(.01)", _pairing(0.01), "pairing at lambda 0.01"),
+    Method("Pairing-GAN(.10)", _pairing(0.1), "pairing at lambda 0.10"),
+    Method("R3GAN", _RELATIVISTIC, "R3GAN's objective: relativistic, R1 and R2 of one weight"),
+    Method("R3GAN+Pairing", (*_RELATIVISTIC, *_pairing()), "R3GAN's objective with pairing"),
+    Method("Pairing-GAN(shuffled)", _pairing(shuffle=1), "control: the pairing network sees the latents in another order"),
+    Method("Pairing-GAN(tau .2)", _pairing(tau=0.2), "harder task: temperature 0.2"),
+    Method("Pairing-GAN(tau .5)", _pairing(tau=0.5), "harder task: temperature 0.5"),
+    Method("Pairing-GAN(w)", _pairing(space="w"), "the mapped latents are identified"),
+    Method("Pairing-GAN(512)", _pairing(dim=512), "embeddings of length 512"),
+    Method("Pairing-GAN(binary)", _pairing(mode="binary"), "matched against permuted pairs, one by one"),
+    Method("Pairing-GAN(adaptive)", _pairing(target=0.9), "weight steered to an identification accuracy of 0.9"),
+)
+METHODS: dict[str, Method] = {}
+for _method in _WITHOUT_AUGMENTATION:
+    METHODS[_method.name] = dataclasses.replace(_method, options=("--aug=noaug", *_method.options))
+for _method in _WITHOUT_AUGMENTATION:
+    METHODS[f"{_method.name}-ADA"] = Method(f"{_method.name}-ADA", ("--aug=ada", *_method.options), f"{_method.what}, with ADA")
+
+
+def recognise(options: Mapping[str, Any]) -> str:
+    """The method that a run's training_options.json says: a name of METHODS, or what tells it from StyleGAN2."""
+    found = _terms(options)
+    for name, terms in _known_terms().items():
+        if terms == found:
+            return name
+    plain = _known_terms()["StyleGAN2"]
+    return ", ".join(["StyleGAN2", *(f"{name.replace('_', ' ')} {value}" for name, value in found.items() if plain.get(name) != value)])
+
+
+@functools.cache
+def _known_terms() -> dict[str, dict[str, Any]]:
+    """What training_options.json would say of every method that this version of train.py can run."""
+    known = {}
+    data = config.DataInfo("any", 50_000, 32, 3, 10, True)
+    for name, method in METHODS.items():
+        arguments = [option.format(gamma=1) for option in method.options]
+        if "--pairing-shuffle=1" in arguments and not _has_option("pairing_shuffle"):
+            continue
+        options, typed = parse_options(["--data=any", "--outdir=any", "--cond=1", "--cfg=cifar-small", *arguments])
+        known[name] = _terms(config.resolve(options, typed, data, torch.device("cpu")))
+    return known
+
+
+def _has_option(name: str) -> bool:
+    return any(field.name == name for field in dataclasses.fields(config.Options))
+
+
+def _terms(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration is the method's; R1's weight and all that belongs to preset and data are not."""
+    loss = options.get("loss_kwargs", {})
+    terms = {name: loss[name] for name in _TERMS if name in loss}
+    terms["augmentation"] = "ada" if "ada_target" in options else f"fixed p={options['augment_p']:g}" if "augment_p" in options else "noaug"
+    if loss.get("r2_gamma", 0) > 0:
+        terms["R2"] = True
+    if "P_kwargs" in options:
+        terms["embedding"] = options["P_kwargs"].get("embed_dim")
+    if "pairing_target" in options:
+        terms["pairing_target"] = options["pairing_target"]
+    return terms

@@ -1,0 +1,218 @@
+"""Plans: which runs a set of experiments needs at a budget, with what commands, what of them exists, and what is left to do. Starts nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shlex
+from typing import Any
+
+from dnnlib import UserError, atomic_write_text
+from experiments.images.budgets import Budget, find_budget
+from experiments.images.commands import configuration, inspect_data
+from experiments.images.experiments import ImageExperiment, choose
+from experiments.images.methods import METHODS, R1_WEIGHT, Method
+from experiments.images.run_state import RunState, look
+from training.config import DataInfo
+from training.dataset_sources import DIGITS, open_source
+from training.dataset_writer import convert_dataset, make_transform
+
+PLAN_FILE = "plan.json"
+RUNS = "runs"
+SMOKE_DATA, SMOKE_IMAGES, SMOKE_SIZE = "data/digits.zip", 240, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the user asks for.
+
+    Attributes:
+        names: experiments.
+        budget: its name.
+        out: results folder.
+        data: training set; None: the budget's.
+        seeds: number of seeds, counted from 0; None: the budget's.
+        device: of train.py.
+        gpus: processes of each run.
+        precision: of train.py; None: the budget's.
+    """
+
+    names: tuple[str, ...]
+    budget: str
+    out: pathlib.Path
+    data: str | None = None
+    seeds: int | None = None
+    device: str = "auto"
+    gpus: int = 1
+    precision: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """One run, shared by all experiments that need it.
+
+    Attributes:
+        key: name of its folder in DIR/runs.
+        experiments: that need it.
+        method, setting, seed, kimg: what it is.
+        parent: folder that holds the run folder which train.py makes.
+        arguments: of train.py for a new run.
+        measuring: arguments of calc_metrics.py, after --network.
+        metrics, detector: what is measured of every snapshot.
+        options: what training_options.json will hold.
+        snapshots: so many will be there, about.
+        gpus: processes.
+    """
+
+    key: str
+    experiments: tuple[str, ...]
+    method: str
+    setting: str
+    seed: int
+    kimg: int
+    parent: pathlib.Path
+    arguments: tuple[str, ...]
+    measuring: tuple[str, ...]
+    metrics: tuple[str, ...]
+    detector: str | None
+    options: dict[str, Any]
+    snapshots: int
+    gpus: int
+
+    @property
+    def command(self) -> str:
+        """The training as a user would type it."""
+        return shlex.join(["python", "train.py", *self.arguments])
+
+    def look(self) -> RunState:
+        """What exists of it. Raises UserError if its folder holds a run with other settings."""
+        return look(self.parent, self.options, self.metrics, self.detector)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The runs of some experiments at one budget."""
+
+    choice: Choice
+    budget: Budget
+    experiments: tuple[ImageExperiment, ...]
+    data: str
+    data_info: DataInfo
+    seeds: int
+    runs: tuple[PlannedRun, ...]
+
+
+def run_key(budget: str, setting: str, method: str, seed: int) -> str:
+    """Name of a run's folder."""
+    return f"{budget}-{setting}-{METHODS[method].slug}-seed{seed}"
+
+
+def make_plan(choice: Choice) -> Plan:
+    """Works out every run, its commands and its configuration.
+
+    Raises:
+        UserError: unknown experiment or budget, no data, or options that train.py refuses.
+    """
+    budget, experiments = find_budget(choice.budget), choose(choice.names)
+    data_path = choice.data or budget.data or _digits(choice.out)
+    data = inspect_data(data_path)
+    if not data.labels_in_file:
+        raise UserError(f"--data={data_path} has no labels, and the experiments train on classes; give a labelled set")
+    seeds = budget.seeds if choice.seeds is None else choice.seeds
+    wanted: dict[tuple[str, str], list[str]] = {}
+    for experiment in experiments:
+        for row in experiment.rows:
+            if row.method:
+                wanted.setdefault((budget.setting(row.setting), row.method), []).append(experiment.name)
+    runs = [
+        _plan_run(choice, budget, METHODS[method], setting, seed, tuple(dict.fromkeys(names)), data_path, data)
+        for seed in range(seeds)  # all methods under one seed first: they can be compared before all is done
+        for (setting, method), names in wanted.items()
+    ]
+    return Plan(choice, budget, tuple(experiments), data_path, data, seeds, tuple(runs))
+
+
+def _plan_run(
+    choice: Choice, budget: Budget, method: Method, setting: str, seed: int, names: tuple[str, ...], data_path: str, data: DataInfo
+) -> PlannedRun:
+    regime = budget.regimes[setting]
+    gamma = budget.r1_weight(setting, method.augmentation).gamma
+    key = run_key(budget.name, setting, method.name, seed)
+    parent = choice.out / RUNS / key
+    arguments = [f"--outdir={parent.as_posix()}", f"--data={data_path}", *budget.options]
+    arguments += [option.replace(R1_WEIGHT, f"{gamma:g}") for option in method.options]
+    arguments += [f"--gamma={gamma:g}", f"--seed={seed}", f"--kimg={regime.kimg}", "--metrics=none"]
+    arguments += [f"--subset={regime.subset}"] if regime.subset is not None else []
+    precision = choice.precision or budget.precision
+    arguments += [f"--precision={precision}"] if precision != "auto" else []
+    arguments += [f"--device={choice.device}"] if choice.device != "auto" else []
+    arguments += [f"--gpus={choice.gpus}"] if choice.gpus > 1 else []
+    measuring = [f"--metrics={','.join(budget.metrics)}", *([f"--detector={budget.detector}"] if budget.detector else [])]
+    measuring += [f"--data={data_path}"] if regime.subset is not None else []
+    measuring += [f"--device={choice.device}"] if choice.device != "auto" else []
+    return PlannedRun(
+        key=key,
+        experiments=names,
+        method=method.name,
+        setting=setting,
+        seed=seed,
+        kimg=regime.kimg,
+        parent=parent,
+        arguments=tuple(arguments),
+        measuring=tuple(measuring),
+        metrics=budget.metrics,
+        detector=budget.detector,
+        options=configuration(arguments, data),
+        snapshots=-(-regime.kimg // budget.spacing) + 1,
+        gpus=choice.gpus,
+    )
+
+
+def _digits(out: pathlib.Path) -> str:
+    """The training set of the smoke budget, written into the results folder if it is not there yet."""
+    path = out / SMOKE_DATA
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source = open_source(DIGITS, max_images=SMOKE_IMAGES)
+        convert_dataset(source, str(path), make_transform(None, SMOKE_SIZE, SMOKE_SIZE, "box"))
+    return path.as_posix()
+
+
+def plan_path(out: pathlib.Path) -> pathlib.Path:
+    """Where a results folder keeps what was planned in it."""
+    return out / PLAN_FILE
+
+
+def read_plans(out: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Budget -> {"experiments", "seeds", "data", ...} of a results folder; empty without plans. Raises UserError for a damaged file."""
+    path = plan_path(out)
+    if not path.is_file():
+        return {}
+    try:
+        plans = json.loads(path.read_text(encoding="utf-8"))["budgets"]
+        for name, plan in plans.items():
+            find_budget(name)
+            choose(plan["experiments"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no plan ({type(error).__name__}: {error}); remove it and plan again, the runs stay") from error
+    return plans
+
+
+def remember_plan(plan: Plan, seconds: float | None) -> None:
+    """Adds a plan to DIR/plan.json: experiments of one budget add up. `seconds` is what it was found to take; None: unknown."""
+    plans = read_plans(plan.choice.out)
+    old = plans.get(plan.budget.name, {})
+    names = [experiment.name for experiment in plan.experiments]
+    runs = {run.key: {"method": run.method, "setting": run.setting, "seed": run.seed, "kimg": run.kimg, "command": run.command} for run in plan.runs}
+    plans[plan.budget.name] = {
+        "experiments": list(dict.fromkeys([*old.get("experiments", []), *names])),
+        "seeds": max(plan.seeds, old.get("seeds", 0)),
+        "data": plan.data,
+        "device": plan.choice.device,
+        "gpus": plan.choice.gpus,
+        "precision": plan.choice.precision,
+        "costed": list(dict.fromkeys([*old.get("costed", []), *(names if seconds is not None else [])])),
+        "runs": {**old.get("runs", {}), **runs},
+    }
+    atomic_write_text(plan_path(plan.choice.out), json.dumps({"budgets": plans}, indent=1) + "\n")

@@ -1,0 +1,248 @@
+"""What finished runs say, as tables: `load_run` reads any run folder, `load_tables` the tables of a results folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.images.budgets import BUDGETS, Budget, find_budget
+from experiments.images.claims import CLAIMS, Verdict, at_stage, judge
+from experiments.images.experiments import ImageExperiment, Row, choose
+from experiments.images.methods import recognise
+from experiments.images.plan import RUNS, read_plans, run_key
+from experiments.images.run_state import read_options, run_folders
+from experiments.paper.checks import Rows
+from metrics.registry import parse_metrics
+from metrics.runs import Run, check_protocols, load_runs
+from training.run_files import RunDir
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """Figures of one run.
+
+    Attributes:
+        method: name as in `experiments.images.methods`, or a description of the options where it is none of these.
+        seed: of the training.
+        path: the run folder.
+        budget, setting: of the plan that made the run; empty for a run from elsewhere.
+        kimg: thousand real images seen at the last snapshot.
+        figures: figure, named as in metric-*.jsonl -> kimg -> value.
+        protocols: figure -> how it was measured, as its last line says; {} where it does not say.
+        seconds: running time of the training; 0 where it is not known.
+    """
+
+    method: str
+    seed: int
+    path: pathlib.Path
+    budget: str
+    setting: str
+    kimg: int
+    figures: dict[str, dict[int, float]]
+    protocols: dict[str, dict]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRow:
+    """One row: a method's figures over its seeds beside the paper's.
+
+    Attributes:
+        method: name of the row.
+        runs: those that were measured where the row looks, by seed.
+        ours: column -> (mean, sample standard deviation; NaN for one run); without columns that no run has.
+        paper: column -> published figure.
+    """
+
+    method: str
+    runs: tuple[RunResult, ...]
+    ours: dict[str, tuple[float, float]]
+    paper: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class TableResult:
+    """A table or figure of the paper, or an experiment of this project, at one budget.
+
+    Attributes:
+        name: as on the command line.
+        title: one sentence.
+        budget: its name and what it is in short.
+        detector: detectors that looked, as the protocols say.
+        columns: in order.
+        rows: in order; those without runs too.
+        claims: verdicts.
+        note: what a reader must know: settings, what is missing.
+    """
+
+    name: str
+    title: str
+    budget: str
+    detector: str
+    columns: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+    claims: tuple[Verdict, ...]
+    note: str
+
+
+def load_run(path: pathlib.Path) -> RunResult:
+    """Reads any run folder of train.py, measured or not.
+
+    Raises:
+        UserError: no training_options.json, or damaged files.
+    """
+    options = read_options(path)
+    measured = load_runs([path])[0] if any(path.glob("metric-*.jsonl")) else Run(path, None, None, {})
+    figures = {figure: {kimg: point.value for kimg, point in points.items()} for figure, points in measured.points.items()}
+    protocols = {figure: list(points.values())[-1].protocol or {} for figure, points in measured.points.items()}
+    budget, setting = _origin(path)
+    last = _last_stats(path)
+    reached = [*RunDir(path).snapshots(), *(kimg for points in figures.values() for kimg in points)]
+    return RunResult(
+        method=recognise(options),
+        seed=int(options.get("random_seed", 0)),
+        path=path,
+        budget=budget,
+        setting=setting,
+        kimg=max(reached, default=int(last.get("Progress/kimg", {}).get("mean", 0))),
+        figures=figures,
+        protocols=protocols,
+        seconds=float(last.get("Timing/total_sec", {}).get("mean", 0)),
+    )
+
+
+def load_tables(out: pathlib.Path) -> list[TableResult]:
+    """The tables of every experiment that was planned in a results folder, as far as they are filled.
+
+    Raises:
+        UserError: a damaged plan or run, or runs of one table that were measured by different protocols.
+    """
+    tables = []
+    for name, plan in read_plans(out).items():
+        loader = _Loader(out, find_budget(name), int(plan["seeds"]), pathlib.Path(plan["data"]).name)
+        tables += [loader.table(experiment) for experiment in choose(plan["experiments"])]
+    return tables
+
+
+class _Loader:
+    """Reads the runs of one budget once."""
+
+    def __init__(self, out: pathlib.Path, budget: Budget, seeds: int, data: str):
+        self.out, self.budget, self.seeds, self.data = out, budget, seeds, data
+        self._runs: dict[str, RunResult | None] = {}
+
+    def table(self, experiment: ImageExperiment) -> TableResult:
+        """One experiment's table."""
+        columns = tuple(column for column in experiment.columns if self.budget.figure(column))
+        rows = tuple(self._row(row, columns) for row in experiment.rows)
+        runs = list({run.path: run for row in rows for run in row.runs}.values())
+        check_protocols(load_runs([run.path for run in runs]) if runs else [])
+        verdicts = tuple(self._verdict(name, experiment, columns) for name in experiment.claims)
+        note = self._note(experiment, rows)
+        return TableResult(experiment.name, experiment.title, self.budget.title, self._detector(runs), columns, rows, verdicts, note)
+
+    def _run(self, row: Row, seed: int) -> RunResult | None:
+        """The run of a row under a seed, if it is there."""
+        key = run_key(self.budget.name, self.budget.setting(row.setting), row.method, seed)
+        if key not in self._runs:
+            folders = run_folders(self.out / RUNS / key)
+            self._runs[key] = max(map(load_run, folders), key=lambda run: run.kimg) if folders else None
+        return self._runs[key]
+
+    def _kimg(self, row: Row) -> int:
+        return self.budget.regimes[self.budget.setting(row.setting)].all_marks[row.mark]
+
+    def _row(self, row: Row, columns: Sequence[str]) -> TableRow:
+        if not row.method:
+            return TableRow(row.label, (), {}, _of(row.paper, columns))
+        found = [run for seed in range(self.seeds) if (run := self._run(row, seed)) and self._values(run, row, columns)]
+        ours = {}
+        for column in columns:
+            values = [values[column] for run in found if column in (values := self._values(run, row, columns))]
+            if values:
+                ours[column] = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+        label = row.label.format(kimg=self._kimg(row)) if row.label else row.method
+        return TableRow(label, tuple(found), ours, _of(row.paper, columns))
+
+    def _values(self, run: RunResult, row: Row, columns: Sequence[str]) -> dict[str, float]:
+        """Column -> the run's figure where the row looks: the snapshot nearest to it, at most half a spacing away."""
+        values = {}
+        for column in columns:
+            points = run.figures.get(self.budget.figure(column), {})
+            nearest = min(points, key=lambda kimg: abs(kimg - self._kimg(row)), default=None)
+            if nearest is not None and abs(nearest - self._kimg(row)) <= self.budget.spacing // 2:
+                values[column] = points[nearest]
+        return values
+
+    def _verdict(self, name: str, experiment: ImageExperiment, columns: Sequence[str]) -> Verdict:
+        """Judges a claim by the seeds that all of its methods have."""
+        wanted = {row.method: row for row in experiment.rows if row.method in CLAIMS[name].methods}
+        seeds = [seed for seed in range(self.seeds) if all(self._has_end(row, seed, columns) for row in wanted.values())]
+        runs = {method: [self._run(row, seed) for seed in seeds] for method, row in wanted.items()}
+        stages = _common_stages([run.figures.get(self.budget.figure("precision"), {}) for own in runs.values() for run in own])
+        rows: Rows = {method: {} for method in wanted}
+        for method, own in runs.items():
+            for column in columns:
+                figure = self.budget.figure(column)
+                rows[method][column] = [self._values(run, wanted[method], columns)[column] for run in own]
+                rows[method] |= {at_stage(column, kimg): [run.figures[figure].get(kimg, math.nan) for run in own] for kimg in stages}
+        return judge(name, rows, stages)
+
+    def _has_end(self, row: Row, seed: int, columns: Sequence[str]) -> bool:
+        run = self._run(row, seed)
+        return run is not None and len(self._values(run, row, columns)) == len(columns)
+
+    def _detector(self, runs: Sequence[RunResult]) -> str:
+        names = {protocol["detector"] for run in runs for protocol in run.protocols.values() if protocol.get("detector")}
+        return ", ".join(sorted(names or {spec.detector for spec in parse_metrics(self.budget.metrics, self.budget.detector) if spec.detector}))
+
+    def _note(self, experiment: ImageExperiment, rows: Sequence[TableRow]) -> str:
+        """The budget's note, data, lengths, R1's weights with their reasons, and how many runs are missing."""
+        own = [row for row in experiment.rows if row.method]
+        kimg = sorted({self._kimg(row) for row in own})
+        weights = {}
+        for row in own:
+            setting, augmentation = self.budget.setting(row.setting), "ada" if row.method.endswith("-ADA") else "noaug"
+            weight = self.budget.r1_weight(setting, augmentation)
+            weights[f"R1 {weight.gamma:g} with {augmentation} ({weight.reason})"] = None
+        missing = len(own) * self.seeds - sum(len(row.runs) for row in rows)
+        lengths = ", ".join(f"{value:,}" for value in kimg)
+        parts = [self.budget.note, f"Trained on {self.data}, measured at {lengths} kimg.", f"{'; '.join(weights)}."]
+        parts += [f"Published figures: {experiment.source}."] if experiment.source else []
+        parts += [f"{missing} of {len(own) * self.seeds} runs are not measured yet."] if missing else []
+        return " ".join(parts)
+
+
+def _of(figures: dict[str, float], columns: Sequence[str]) -> dict[str, float]:
+    return {column: figures[column] for column in columns if column in figures}
+
+
+def _common_stages(points: Sequence[dict[int, float]]) -> list[int]:
+    """kimg that all have, without the untrained start."""
+    return sorted(kimg for kimg in set.intersection(*map(set, points)) if kimg > 0) if points else []
+
+
+def _origin(path: pathlib.Path) -> tuple[str, str]:
+    """Budget and setting that the name of a run's parent folder says; empty for others."""
+    name = path.absolute().parent.name
+    for budget in BUDGETS.values():
+        for setting in sorted(budget.regimes, key=len, reverse=True):
+            if name.startswith(f"{budget.name}-{setting}-"):
+                return budget.name, setting
+    return "", ""
+
+
+def _last_stats(path: pathlib.Path) -> dict[str, Any]:
+    """The last whole line of stats.jsonl; empty without one."""
+    file = path / "stats.jsonl"
+    for line in reversed(file.read_bytes().splitlines() if file.is_file() else []):
+        try:
+            return json.loads(line)
+        except ValueError:
+            continue
+    return {}

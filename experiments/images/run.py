@@ -1,0 +1,131 @@
+"""Executes plans: refuses what cannot work before anything starts, makes what is missing, keeps failures apart, and can be killed at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from dnnlib import UserError
+from experiments.images.board import Board
+from experiments.images.disk import check_disk
+from experiments.images.folder_lock import hold
+from experiments.images.launchers import Slots, launch_local, launch_slurm, local_slots
+from experiments.images.plan import Plan, PlannedRun, read_plans, remember_plan
+from experiments.images.run_state import run_folders
+from experiments.images.speed import Speed
+from experiments.images.work import Outcome, Stop
+from metrics.registry import check_detectors, parse_metrics
+
+LAUNCHERS = ("local", "slurm")
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a plan is executed.
+
+    Attributes:
+        launcher: local or slurm.
+        workers: runs at once on this machine; None: one per core or GPU.
+        slurm: parameters of submitit's Slurm executor.
+        confirmed: whether the user has said yes to the paper budget.
+    """
+
+    launcher: str = "local"
+    workers: int | None = None
+    slurm: dict[str, object] = dataclasses.field(default_factory=dict)
+    confirmed: bool = False
+
+
+def run_plan(plan: Plan, how: How, log: Callable[[str], None] = lambda text: None) -> list[Outcome]:
+    """Makes every run of a plan that is not measured yet.
+
+    Args:
+        plan: what to make.
+        how: where.
+        log: told every event where the screen shows a table instead.
+
+    Returns:
+        The outcomes that are failures; empty if all is measured now.
+
+    Raises:
+        UserError: the folder is in use, holds runs of other settings or has no room, a detector is not at hand, or the paper budget was not
+            planned and confirmed. Nothing is started then.
+    """
+    out = plan.choice.out
+    with hold(out, f"--out={out}"):
+        check_may_run(plan, how)
+        waiting = [run for run in plan.runs if not run.look().is_measured]
+        check_disk(plan)
+        if waiting:
+            check_detectors(parse_metrics(plan.budget.metrics, plan.budget.detector))
+        slots = local_slots(plan.choice.device, plan.choice.gpus, how.workers) if how.launcher == "local" else None
+        remember_plan(plan, None)
+        print(f"{len(plan.runs)} runs, {len(plan.runs) - len(waiting)} of them measured already.", flush=True)
+        return _make(plan, waiting, how, slots, log) if waiting else []
+
+
+def check_may_run(plan: Plan, how: How) -> None:
+    """Raises UserError if the paper budget, which takes days, was not planned with its cost and confirmed."""
+    if plan.budget.name != "paper":
+        return
+    names = [experiment.name for experiment in plan.experiments]
+    costed = read_plans(plan.choice.out).get("paper", {}).get("costed", [])
+    if missing := [name for name in names if name not in costed]:
+        command = f"reproduce.py plan {' '.join(missing)} --budget=paper --out={plan.choice.out}"
+        raise UserError(f"--budget=paper takes days to weeks: see what {missing[0]} costs first, by `{command}`")
+    if not how.confirmed:
+        raise UserError("--budget=paper takes as long as its plan says; add --yes to start it")
+
+
+def _make(plan: Plan, waiting: Sequence[PlannedRun], how: How, slots: Slots | None, log: Callable[[str], None]) -> list[Outcome]:
+    stop, board = Stop(), Board(waiting, log=log)
+    by_key = {run.key: run for run in waiting}
+    speed, failures = Speed(plan.choice.out), []
+    try:
+        with _termination_as_interrupt():
+            if slots is None:
+                outcomes = launch_slurm(waiting, plan.choice.out, how.slurm, stop, board.set)
+            else:
+                outcomes = launch_local(waiting, slots, stop, board.set)
+            for outcome in outcomes:
+                run = by_key[outcome.key]
+                board.set(run, f"failed: {outcome.error}" if outcome.error else "measured")
+                failures += [outcome] if outcome.error else []
+                if not outcome.error and how.launcher == "local":
+                    speed.learn(run, run_folders(run.parent)[-1])
+    except KeyboardInterrupt:
+        stop.set()
+        raise
+    finally:
+        board.close()
+    return failures
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Within the block SIGTERM does what Ctrl-C does, so that what was started is ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def planned_run(plans: Sequence[Plan], key: str) -> PlannedRun:
+    """The run of that key. Raises UserError if no plan has it."""
+    for plan in plans:
+        for run in plan.runs:
+            if run.key == key:
+                return run
+    raise UserError(f"no plan in this folder has a run {key!r}; `reproduce.py plan` lists them")
+

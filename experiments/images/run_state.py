@@ -1,0 +1,115 @@
+"""What exists of a planned run: found by looking into its folder, never believed from a flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dnnlib import UserError
+from experiments.images.commands import difference, same_data
+from metrics.registry import parse_metrics
+from training.run_files import OPTIONS_FILE, RunDir
+
+
+@dataclasses.dataclass(frozen=True)
+class RunState:
+    """A run as found.
+
+    Attributes:
+        path: its run folder; None where there is none.
+        kimg: of the last state to go on from or, finished, of the last snapshot; 0 without.
+        snapshots: so many there.
+        measured: so many of them with every metric.
+        finished: whether the snapshot of the end is there.
+    """
+
+    path: pathlib.Path | None = None
+    kimg: int = 0
+    snapshots: int = 0
+    measured: int = 0
+    finished: bool = False
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.finished and self.measured == self.snapshots
+
+    def __str__(self) -> str:
+        if self.is_measured:
+            return "measured"
+        if self.finished:
+            return f"finished, {self.measured} of {self.snapshots} snapshots measured"
+        return "missing" if self.path is None else f"partial at {self.kimg} kimg"
+
+
+def run_folders(parent: pathlib.Path) -> list[pathlib.Path]:
+    """Run folders of train.py in a folder, by number; those that were never filled are passed over."""
+    found = [path for path in parent.glob("*") if re.match(r"\d{5}-", path.name) and (path / OPTIONS_FILE).is_file()] if parent.is_dir() else []
+    return sorted(found)
+
+
+def read_options(path: pathlib.Path) -> dict[str, Any]:
+    """The training_options.json of a run folder. Raises UserError if there is none or it is damaged."""
+    try:
+        options = json.loads((path / OPTIONS_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} is no run folder: it has no {OPTIONS_FILE} that can be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise UserError(f"{path / OPTIONS_FILE} is damaged ({error}); restore it, or remove the folder to train anew") from error
+    if not isinstance(options, dict) or "training_set_kwargs" not in options:
+        raise UserError(f"{path / OPTIONS_FILE} holds no options of a training")
+    return options
+
+
+def settings_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What tells a run's options from those of a plan, in words; empty if it is the same training."""
+    if changed := difference(found, wanted):
+        return changed
+    paths = [options["training_set_kwargs"]["path"] for options in (found, wanted)]
+    return "" if same_data(*paths) else f"data set {paths[0]} instead of {paths[1]}, with other content"
+
+
+def look(parent: pathlib.Path, wanted: Mapping[str, Any], metrics: Sequence[str], detector: str | None) -> RunState:
+    """What is there of the run with options `wanted` below `parent`.
+
+    Raises:
+        UserError: a run of other options is there; it names the difference.
+    """
+    folders = run_folders(parent)
+    if not folders:
+        return RunState()
+    for folder in folders:
+        if changed := settings_difference(read_options(folder), wanted):
+            raise UserError(f"{folder} is a run with other settings ({changed}); give another --out, or move that folder away")
+    return max((look_at(folder, wanted["total_kimg"], metrics, detector) for folder in folders), key=lambda state: (state.finished, state.kimg))
+
+
+def look_at(path: pathlib.Path, total_kimg: int, metrics: Sequence[str], detector: str | None) -> RunState:
+    """What is there in one run folder."""
+    run = RunDir(path)
+    snapshots = run.snapshots()
+    finished = bool(snapshots) and snapshots[-1] >= total_kimg
+    kimg = snapshots[-1] if finished else max(run.states(), default=0)
+    have = measured_snapshots(path, [spec.name for spec in parse_metrics(metrics, detector)])
+    return RunState(path, kimg, len(snapshots), len(have & {run.snapshot(k).name for k in snapshots}), finished)
+
+
+def measured_snapshots(path: pathlib.Path, names: Sequence[str]) -> set[str]:
+    """Snapshots that a run folder has a line of every metric of; a torn line is none. Whether the protocol is today's, calc_metrics.py sees."""
+    found = []
+    for name in names:
+        file = path / f"metric-{name}.jsonl"
+        lines = file.read_bytes().splitlines() if file.is_file() else []
+        found.append({snapshot for line in lines if (snapshot := _snapshot_of(line))})
+    return set.intersection(*found) if found else set()
+
+
+def _snapshot_of(line: bytes) -> str | None:
+    try:
+        return json.loads(line)["snapshot_pkl"]
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,150 @@
+"""Makes one planned run: trains it or goes on with it, then measures what is not measured. Every launcher calls this; it decides by looking."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from dnnlib import UserError
+from experiments.images.commands import ROOT
+from experiments.images.folder_lock import hold
+from experiments.images.guard import end_tree
+from experiments.images.plan import PlannedRun
+
+OUTPUT = "output.txt"
+SCRIPTS = ROOT  # where train.py and calc_metrics.py are
+# glibc gives blocks of over 128 KiB back to the system when they are freed, and a fresh page costs more than the arithmetic done on it.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a run. `error` is empty if it is trained and measured."""
+
+    key: str
+    error: str = ""
+
+
+class Stop(threading.Event):
+    """Set to end what is running; processes that are to be ended register themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._running: set[int] = set()
+        self._mutex = threading.Lock()
+
+    def started(self, pid: int) -> None:
+        """A process that `set` has to end."""
+        with self._mutex:
+            self._running.add(pid)
+        if self.is_set():
+            end_tree(pid)
+
+    def ended(self, pid: int) -> None:
+        """It has ended."""
+        with self._mutex:
+            self._running.discard(pid)
+
+    def set(self) -> None:
+        """Ends all."""
+        super().set()
+        with self._mutex:
+            running = list(self._running)
+        for pid in running:
+            end_tree(pid)
+
+
+def make_run(
+    run: PlannedRun, environment: Mapping[str, str] | None = None, say: Callable[[str], None] = lambda text: None, stop: Stop | None = None
+) -> Outcome:
+    """Trains and measures a run as far as that is not done.
+
+    Args:
+        run: which.
+        environment: variables to add for its processes.
+        say: told "training" and "measuring".
+        stop: ends it early.
+
+    Returns:
+        The outcome. A failure of the run is not raised: others must not suffer from it.
+    """
+    try:
+        with hold(run.parent, f"the run {run.key}"):
+            for step, command in (("training", training_command), ("measuring", measuring_command)):
+                arguments = command(run)
+                if arguments is not None and not (stop and stop.is_set()):
+                    say(step)
+                    execute(arguments, run.parent / OUTPUT, environment or {}, stop)
+            state = run.look()
+            if state.is_measured:
+                return Outcome(run.key)
+            return Outcome(run.key, "stopped" if stop and stop.is_set() else f"ended without an error, but is {state}")
+    except UserError as error:
+        return Outcome(run.key, "stopped" if stop and stop.is_set() else str(error))
+
+
+def training_command(run: PlannedRun) -> list[str] | None:
+    """train.py and its arguments to make the run or go on with it; None if it is finished."""
+    state = run.look()
+    if state.finished:
+        return None
+    if state.path is None:
+        return [str(SCRIPTS / "train.py"), *run.arguments]
+    gpus = [f"--gpus={run.gpus}"] if run.gpus > 1 else []
+    return [str(SCRIPTS / "train.py"), f"--continue-run={state.path.as_posix()}", *gpus]
+
+
+def measuring_command(run: PlannedRun) -> list[str] | None:
+    """calc_metrics.py and its arguments to measure what is not measured; None if all is."""
+    state = run.look()
+    if state.is_measured:
+        return None
+    command = [str(SCRIPTS / "calc_metrics.py"), f"--network={state.path.as_posix()}", *run.measuring]
+    if run.gpus == 1:
+        return command
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.gpus}", *command, f"--gpus={run.gpus}"]
+
+
+def execute(arguments: Sequence[str], output: pathlib.Path, environment: Mapping[str, str], stop: Stop | None = None) -> None:
+    """Runs this Python with arguments, under a guard, its output added to a file.
+
+    Raises:
+        UserError: it fails; with the last thing it said.
+    """
+    added = {name: value for name, value in {**MALLOC, **environment}.items() if name not in os.environ or name in environment}
+    guard = [sys.executable, "-m", "experiments.images.guard", sys.executable, *arguments]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with open(output, "ab") as handle:
+        handle.write(f"$ python {' '.join(arguments)}\n".encode())
+        handle.flush()
+        start = handle.tell()
+        process = subprocess.Popen(
+            guard,
+            stdin=subprocess.PIPE,
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **added, "PYTHONPATH": path},
+            start_new_session=True,  # what a terminal sends is for us to decide on
+        )
+        if stop:
+            stop.started(process.pid)
+        code = process.wait()
+        process.stdin.close()
+        if stop:
+            stop.ended(process.pid)
+    if code != 0:
+        raise UserError(f"{pathlib.Path(arguments[0]).name} ended with code {code}: {last_words(output, start)} (all in {output})")
+
+
+def last_words(output: pathlib.Path, start: int = 0) -> str:
+    """The last error, or else the last line, that a process has printed."""
+    with open(output, "rb") as handle:
+        handle.seek(start)
+        lines = [line.strip() for line in handle.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("Error: ")]
+    return (errors or lines or ["it said nothing"])[-1].removeprefix("Error: ")[:300]

@@ -1,0 +1,210 @@
+"""Charts as inline SVG: paths of two figures against each other, and curves over training. They are whole without a script.
+
+What page.js moves is marked: `.now` is a series' point at the chosen time (its places at all steps in `data-at`), `.leg` a part of a path that ends
+at a step, `.cursor` the time on a curve's axis, and `.dot` a measurement with its words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.report.axes import Axis, axis_around, axis_of_heights, spread_out, tick_text
+from experiments.report.figures import direction, kind_of, title_of
+from experiments.report.markup import Markup, element, join, number
+from experiments.report.studies import Series, Study
+from metrics.runs import Band
+from metrics.trajectories import Plane
+from metrics.trajectory_figures import convex_hull
+
+COLOURS = 8  # page.css has so many; the next ones repeat them with dashes
+PLANE_SIZE = (400, 340)
+CURVE_SIZE = (380, 220)
+LEFT, TOP, RIGHT, BOTTOM = 44, 20, 12, 38
+LABEL_ROOM = 104  # beside the curves
+LETTER = 7.2  # width of one, for the room that a label takes
+LABEL_HEIGHT = 13
+
+# Where a name may stand beside the end of its path: anchor and distance, the best first.
+LABEL_PLACES = [("start", 10, 4), ("end", -10, 4), ("middle", 0, -11), ("middle", 0, 20)]
+LABEL_PLACES += [(anchor, dx, dy) for dy in (-12, 20, -24, 32) for anchor, dx in (("start", 8), ("end", -8))]
+
+Place = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def plane_chart(study: Study, plane: Plane) -> Markup:
+    """Paths of the series of a study in the plane of two figures, with the area that their seeds sweep."""
+    bands = {series: pair for series in study.series if (pair := series.bands(plane.x, plane.y))}
+    width, height = PLANE_SIZE
+    x = axis_around([v for pair in bands.values() for v in pair[0].values.flat], LEFT, width - RIGHT, floor=0)
+    y = axis_around([v for pair in bands.values() for v in pair[1].values.flat], height - BOTTOM, TOP, floor=0)
+    names = title_of(plane.x), title_of(plane.y)
+    parts = [_frame(x, y, names[0], names[1]), _ceiling(study, plane.y, x, y)]
+    parts += [_hulls(series, pair, x, y) for series, pair in bands.items() if len(pair[0].values) > 1]
+    ends, taken, crossed = {}, [], []
+    for series, (across, up) in bands.items():
+        path = [(x.at(a), y.at(b)) for a, b in zip(across.mean, up.mean)]
+        says = [f"{names[0].lower()} {_spread(across, t)}, {names[1].lower()} {_spread(up, t)}" for t in range(len(path))]
+        parts.append(_path(series, study.steps, across.kimg, path, says))
+        ends[series] = path[-1]
+        taken.append(_box(path[-1], 7))
+        crossed += [_box(place, 3) for place in _along(path)]
+    parts += [_label_near(series, place, taken, crossed) for series, place in ends.items()]
+    what = f"{names[1]} against {names[0].lower()} over training"
+    return _chart(what, f"{what}. Last snapshots: {_last_words(bands)}.", PLANE_SIZE, parts, "plane")
+
+
+def curve_chart(study: Study, figure: str) -> Markup:
+    """A figure of the series of a study over training, with each seed and the band from their lowest to their highest."""
+    bands = {series: band for series in study.series if (band := series.band(figure)) is not None}
+    seeds = {series: [run.points[figure] for run in series.group.having(figure)] for series in bands}
+    values = [point.value for runs in seeds.values() for run in runs for point in run.values()]
+    kimg = [k for runs in seeds.values() for run in runs for k in run]
+    width, height = CURVE_SIZE
+    x = Axis(min(kimg), max(kimg) if max(kimg) > min(kimg) else min(kimg) + 1, LEFT, width - LABEL_ROOM)
+    y = axis_of_heights(values, height - BOTTOM, TOP, direction(figure) == "lower")
+    parts = [_frame(x, y, "thousand real images (kimg)", ""), _ceiling(study, figure, x, y)]
+    parts.append(element("line", class_="cursor", x1=0, x2=0, y1=TOP, y2=height - BOTTOM, **_steps([(x.at(k), 0) for k in study.steps])))
+    for series, band in bands.items():
+        if len(seeds[series]) > 1:
+            parts += [_ribbon(series, band, x, y), *(_thread(series, run, x, y) for run in seeds[series])]
+    for series, band in bands.items():
+        path = [(x.at(k), y.at(value)) for k, value in zip(band.kimg, band.mean)]
+        says = [_spread(band, t) for t in range(len(path))]
+        parts.append(_path(series, study.steps, band.kimg, path, says))
+    heights = spread_out([y.at(band.mean[-1]) for band in bands.values()], LABEL_HEIGHT, TOP + 4, height - BOTTOM)
+    parts += [_text(series.short, x.end + 9, place + 4, f"label {style(series)}") for series, place in zip(bands, heights)]
+    last = "; ".join(f"{series.label} {_spread(band, -1)}" for series, band in bands.items())
+    return _chart(title_of(figure), f"{title_of(figure)} over training. Last snapshots: {last}.", CURVE_SIZE, parts, "curve")
+
+
+def style(series: Series) -> str:
+    """The class that gives marks the colour, and dashes, of a series."""
+    return f"s{series.colour % COLOURS}" + (" again" if series.colour >= COLOURS else "")
+
+
+def _chart(title: str, words: str, size: tuple[int, int], parts: Sequence[Markup | None], kind: str) -> Markup:
+    return element("svg", *parts, viewBox=f"0 0 {size[0]} {size[1]}", role="img", aria_label=words, class_=f"chart {kind}", data_title=title)
+
+
+def _text(words: str, x: float, y: float, kind: str, **more: Any) -> Markup:
+    return element("text", words, x=round(x, 1), y=round(y, 1), class_=kind, **more)
+
+
+def _frame(x: Axis, y: Axis, below: str, beside: str) -> Markup:
+    """Grid lines, ticks and the names of the axes."""
+    parts = []
+    for value in y.ticks(5):
+        parts.append(element("line", x1=x.start, x2=x.end, y1=y.at(value), y2=y.at(value), class_="grid"))
+        parts.append(_text(tick_text(value), x.start - 6, y.at(value) + 3.5, "tick", text_anchor="end"))
+    for value in x.ticks(5):
+        parts.append(element("line", x1=x.at(value), x2=x.at(value), y1=y.start, y2=y.start + 4, class_="axis"))
+        parts.append(_text(tick_text(value), x.at(value), y.start + 16, "tick", text_anchor="middle"))
+    parts.append(element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"))
+    parts.append(_text(below, (x.start + x.end) / 2, y.start + 32, "name", text_anchor="middle"))
+    if beside:
+        parts.append(_text(beside, x.start - 38, y.end - 9, "name"))
+    return element("g", *parts, aria_hidden="true")
+
+
+def _ceiling(study: Study, figure: str, x: Axis, y: Axis) -> Markup | None:
+    """A line at the coverage of a perfect generator, where the data come near enough for it to be on the chart."""
+    ceiling = (study.points[figure].protocol or {}).get("coverage_ceiling") if kind_of(figure) == "coverage" else None
+    if ceiling is None or not y.low < ceiling < y.high:
+        return None
+    line = element("line", x1=x.start, x2=x.end, y1=y.at(ceiling), y2=y.at(ceiling), class_="ceiling")
+    return join(line, _text("a perfect generator", x.start + 4, y.at(ceiling) - 4, "tick"))
+
+
+def _steps(places: Sequence[Place | None]) -> dict[str, str]:
+    """Attributes of something that is moved: its places at all steps, null before it is there, and the last one as it stands."""
+    last = next((place for place in reversed(places) if place is not None), None)
+    at = json.dumps([None if place is None else list(place) for place in places], separators=(",", ":"))
+    return {"data_at": at} | ({} if last is None else {"transform": f"translate({last[0]} {last[1]})"})
+
+
+def _path(series: Series, steps: Sequence[int], kimg: Sequence[int], path: Sequence[Place], says: Sequence[str]) -> Markup:
+    """A mean path: its legs, a dot per snapshot, and the point that stands for the chosen time."""
+    parts = []
+    for (x0, y0), (x1, y1), k in zip(path, path[1:], kimg[1:]):
+        parts.append(element("path", d=f"M{x0} {y0}L{x1} {y1}", class_="leg", data_step=steps.index(k)))
+    for (x, y), k, words in zip(path, kimg, says):
+        tip = f"{series.label} at {k:,} kimg: {words}"
+        first = " first" if k == kimg[0] and len(path) > 1 else ""
+        parts.append(element("circle", element("title", tip), cx=x, cy=y, r=3.2 if first else 2.4, class_=f"dot{first}"))
+    places = dict(zip(kimg, path))
+    reached: list[Place | None] = []
+    for step in steps:
+        reached.append(places.get(step, reached[-1] if reached else None))
+    parts.append(element("g", element("circle", r=5.5), class_="now", **_steps(reached)))
+    return element("g", *parts, class_=f"series {style(series)}")
+
+
+def _hulls(series: Series, pair: Sequence[Band], x: Axis, y: Axis) -> Markup:
+    """The area that the seeds sweep: hulls of the points of neighbouring snapshots, as one path so that overlaps are not darker."""
+    runs = np.stack([pair[0].values, pair[1].values], axis=2)
+    parts = []
+    for t in range(runs.shape[1]):
+        corners = convex_hull(runs[:, max(t - 1, 0) : t + 1].reshape(-1, 2))
+        parts.append("M" + "L".join(f"{x.at(a)} {y.at(b)}" for a, b in corners) + "Z")
+    return element("path", d="".join(parts), class_=f"band {style(series)}")
+
+
+def _ribbon(series: Series, band: Band, x: Axis, y: Axis) -> Markup:
+    top = [f"{x.at(k)} {y.at(v)}" for k, v in zip(band.kimg, band.values.max(axis=0))]
+    bottom = [f"{x.at(k)} {y.at(v)}" for k, v in zip(band.kimg, band.values.min(axis=0))]
+    return element("path", d="M" + "L".join(top + bottom[::-1]) + "Z", class_=f"band {style(series)}")
+
+
+def _thread(series: Series, points: Any, x: Axis, y: Axis) -> Markup:
+    """One seed's own curve."""
+    places = " ".join(f"{x.at(k)},{y.at(point.value)}" for k, point in points.items())
+    return element("polyline", points=places, class_=f"thread {style(series)}")
+
+
+def _box(place: Place, reach: float) -> Box:
+    return place[0] - reach, place[1] - reach, place[0] + reach, place[1] + reach
+
+
+def _along(path: Sequence[Place]) -> list[Place]:
+    """A path's places, and places between them close enough for no label to fit in."""
+    found = [*path]
+    for (x0, y0), (x1, y1) in zip(path, path[1:]):
+        pieces = int(np.hypot(x1 - x0, y1 - y0) // LABEL_HEIGHT) + 1
+        found += [(x0 + (x1 - x0) * i / pieces, y0 + (y1 - y0) * i / pieces) for i in range(1, pieces)]
+    return found
+
+
+def _label_near(series: Series, place: Place, taken: list[Box], crossed: Sequence[Box]) -> Markup | None:
+    """A series' name beside the end of its path, which is then taken.
+
+    It covers no other name and no end of a path, and no path either where that can be. None where there is no room: the legend has it.
+    """
+    words = series.short
+    wide = len(words) * LETTER
+    for avoided in ([*taken, *crossed], taken):
+        for anchor, dx, dy in LABEL_PLACES:
+            x, base = place[0] + dx, place[1] + dy
+            left = x - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+            box = (left, base - LABEL_HEIGHT + 3, left + wide, base + 3)
+            inside = left > LEFT + 2 and box[2] < PLANE_SIZE[0] + 8 and box[1] > TOP - 4 and box[3] < PLANE_SIZE[1] - BOTTOM
+            if inside and not any(box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in avoided):
+                taken.append(box)
+                return _text(words, x, base, f"label {style(series)}", text_anchor=anchor)
+    return None
+
+
+def _spread(band: Band, t: int) -> str:
+    """Mean and range over the seeds at one snapshot."""
+    values = band.values[:, t]
+    if len(values) == 1:
+        return number(values[0])
+    return f"{number(band.mean[t])} ({number(values.min())} to {number(values.max())})"
+
+
+def _last_words(bands: dict[Series, list[Band]]) -> str:
+    return "; ".join(f"{series.label} {_spread(across, -1)} and {_spread(up, -1)}" for series, (across, up) in bands.items())

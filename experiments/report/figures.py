@@ -1,0 +1,50 @@
+"""Names of figures: what they measure, in which order they stand, and which way is better."""
+
+from __future__ import annotations
+
+from metrics.trajectory_figures import LOWER_IS_BETTER, NEITHER
+
+ORDER = ("coverage", "precision", "recall", "density", "fid", "kid", "is", "collision", "pairing")
+WORDS = {"fid": "FID", "kid": "KID", "is": "Inception Score", "ppl": "Path length", "pairing": "Pairing accuracy"}
+# Of stats.jsonl: no measurements, but what a training says of itself. Their names have a slash.
+SIGNALS = {
+    "Loss/pairing/accuracy": "Pairing accuracy",
+    "Loss/pairing/loss": "Pairing loss",
+    "Loss/pairing/weight": "Pairing weight",
+    "Loss/scores/real": "D's score of real images",
+    "Loss/scores/fake": "D's score of generated images",
+    "Loss/G/loss": "Generator's loss",
+    "Loss/D/loss": "Discriminator's loss",
+    "Loss/r1_penalty": "R1 penalty",
+    "Loss/ms/loss": "Mode-seeking loss",
+    "Progress/augment": "Augmentation probability",
+}
+
+
+def rank(figure: str) -> tuple[int, str]:
+    """What figures are sorted by."""
+    kind = kind_of(figure)
+    return (ORDER.index(kind) if kind in ORDER else len(ORDER), figure)
+
+
+def kind_of(figure: str) -> str:
+    """What a figure of a protocol measures: "recall" of pr50k3_embedded_recall, "fid" of fid50k_full."""
+    for kind in ("precision", "recall", "density", "coverage"):
+        if kind in figure:
+            return kind
+    return "".join(letter for letter in figure.split("_")[0] if not letter.isdigit()).removesuffix("k")
+
+
+def title_of(figure: str) -> str:
+    """A figure, column or signal as a heading."""
+    if "/" in figure:
+        return SIGNALS.get(figure, figure)
+    kind = kind_of(figure)
+    return WORDS.get(kind, kind[:1].upper() + kind[1:])
+
+
+def direction(figure: str) -> str:
+    """Which way is better: "higher", "lower", or nothing where neither plainly is."""
+    if "/" in figure or figure.endswith(NEITHER) or figure.startswith("density"):  # a slash: no measurement but a signal of the training
+        return ""
+    return "lower" if figure.lower().startswith(LOWER_IS_BETTER) else "higher"

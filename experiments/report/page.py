@@ -1,0 +1,163 @@
+"""The report of runs and tables: report.html, which needs nothing but itself, and report.md and report.json with the same content.
+
+    make_page(tables, runs, pathlib.Path("results/cifar10"))
+    make_page([], runs, pathlib.Path("compared"))
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dnnlib import UserError, atomic_write_text
+from experiments.report.figures import title_of
+from experiments.report.markup import Markup, count, element, join, with_spread
+from experiments.report.plain import as_data, as_markdown
+from experiments.report.samples import Gallery, make_galleries, samples_block, uncovered_block
+from experiments.report.sections import cost_section, runs_section, signals_block, training_block
+from experiments.report.studies import Series, Study, collect, find_studies, mean_and_spread
+from experiments.report.tables import Anchors, table_section, verdict_sentence
+
+if TYPE_CHECKING:
+    from experiments.images.results import RunResult, TableResult
+    from metrics.runs import Band
+
+HTML_FILE, MARKDOWN_FILE, JSON_FILE = "report.html", "report.md", "report.json"
+SPEED_FILE = "speed.json"
+TITLE_OF_TABLES = "Pairing regularization on images: ours beside the published figures"
+TITLE_OF_RUNS = "Training runs compared"
+MOST_NAMED = 3  # series in the sentence on top
+ASSETS = pathlib.Path(__file__).parent
+
+
+def make_page(tables: Sequence[TableResult], runs: Sequence[RunResult], out: pathlib.Path) -> pathlib.Path:
+    """Writes report.html, report.md and report.json.
+
+    Args:
+        tables: ours beside the published figures, with verdicts; may be empty.
+        runs: further runs to show; those of the tables need not be given again.
+        out: folder, made if need be.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        UserError: there is nothing to show, or the files cannot be written.
+    """
+    results = collect(tables, runs)
+    if not tables and not results:
+        raise UserError("there is nothing to report: no table and no run is given; name at least one run folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror or error}") from error
+    studies, problems = find_studies(results)
+    galleries = make_galleries(studies, problems)
+    title = TITLE_OF_TABLES if tables else TITLE_OF_RUNS
+    verdict = _verdict(tables, studies, results)
+    shown = [run for study in studies for series in study.series for run in series.results]
+    atomic_write_text(out / MARKDOWN_FILE, as_markdown(title, verdict, tables, studies, shown))
+    atomic_write_text(out / JSON_FILE, json.dumps(as_data(title, verdict, tables, studies, shown), indent=1) + "\n")
+    anchors = {run.path.resolve(): f"run-{number}" for number, run in enumerate(shown, start=1)}
+    sections = _sections(tables, studies, galleries, shown, anchors, out)
+    atomic_write_text(out / HTML_FILE, _document(title, verdict, sections, problems))
+    return out / HTML_FILE
+
+
+def _verdict(tables: Sequence[TableResult], studies: Sequence[Study], results: Sequence[RunResult]) -> str:
+    """The page in one sentence: the claims' verdicts, or else where the runs ended."""
+    if sentence := verdict_sentence(tables):
+        return sentence
+    for study in studies:
+        for figure in study.points:
+            ends = [(series, band) for series in study.series if (band := series.band(figure)) is not None]
+            if len({int(band.kimg[-1]) for _, band in ends}) == 1:
+                return _where_they_ended(figure, ends)
+    methods = list(dict.fromkeys(run.method for run in results))
+    if not results:
+        return "No run is finished and measured yet."
+    return f"{count(len(results), 'run')} of {', '.join(methods)}; nothing that can be compared is measured yet."
+
+
+def _where_they_ended(figure: str, ends: Sequence[tuple[Series, Band]]) -> str:
+    """The last value of every series, or of the lowest and the highest where there are many."""
+    head = f"{title_of(figure)} at {int(ends[0][1].kimg[-1]):,} kimg"
+    rising = sorted(ends, key=lambda end: end[1].mean[-1])
+    words = [f"{with_spread(*mean_and_spread(band.values[:, -1]))} ({series.label})" for series, band in (rising if len(ends) > MOST_NAMED else ends)]
+    if len(ends) > MOST_NAMED:
+        return f"{head} reaches from {words[0]} to {words[-1]}."
+    return f"{head}: {', '.join(words)}."
+
+
+def _sections(
+    tables: Sequence[TableResult],
+    studies: Sequence[Study],
+    galleries: Sequence[Gallery],
+    runs: Sequence[RunResult],
+    anchors: Anchors,
+    out: pathlib.Path,
+) -> list[tuple[str, str, Markup]]:
+    """(id, heading, content) of what there is to show, in order."""
+    found: list[tuple[str, str, Markup]] = []
+
+    def add(name: str, heading: str, blocks: Sequence[Markup | None]) -> None:
+        if blocks := [block for block in blocks if block]:
+            found.append((name, heading, join(blocks)))
+
+    several = len(studies) > 1
+    add("tables", "Tables and claims", [table_section(table, anchors) for table in tables])
+    charts = [join(training_block(study, f"training-{number}"), signals_block(study)) for number, study in enumerate(studies, start=1)]
+    add("training", "Over training", [_titled(study.title if several else "", block) for study, block in zip(studies, charts)])
+    sheets = [samples_block(gallery, f"samples-{number}") for number, gallery in enumerate(galleries, start=1)]
+    add("samples", "Samples", [_titled(gallery.study.title if several else "", block) for gallery, block in zip(galleries, sheets)])
+    missed = [uncovered_block(gallery) for gallery in galleries]
+    add("uncovered", "Uncovered real images", [_titled(study.title if several else "", block) for study, block in zip(studies, missed)])
+    if runs:
+        add("cost", "Cost", [cost_section(runs, _machine(out), anchors)])
+        add("runs", "Runs", [runs_section(studies, anchors, out)])
+    return found
+
+
+def _titled(title: str, block: Markup | None) -> Markup | None:
+    return join(element("h3", title), block) if block and title else block
+
+
+def _machine(out: pathlib.Path) -> str:
+    """The machines whose speed was measured for this folder; empty where none was."""
+    try:
+        machines = json.loads((out / SPEED_FILE).read_bytes())["machines"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return "; ".join(map(str, machines)) if isinstance(machines, dict) else ""
+
+
+def _document(title: str, verdict: str, sections: Sequence[tuple[str, str, Markup]], problems: Sequence[str]) -> str:
+    """The whole file. Its policy lets it load nothing, and run and style itself by what it carries only."""
+    css, script = (Markup((ASSETS / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    policy = f"default-src 'none'; img-src data:; style-src {_digest(css)}; script-src {_digest(script)}; base-uri 'none'; form-action 'none'"
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("link", rel="icon", href="data:,"),
+        element("style", css),
+    )
+    links = [element("li", element("a", heading, href=f"#{name}")) for name, heading, _ in sections]
+    nav = element("nav", element("ul", *links), aria_label="Contents")
+    notices = element("ul", *(element("li", problem) for problem in problems), class_="problems") if problems else None
+    top = element("header", element("h1", title), element("p", verdict, class_="verdict"), nav, notices, class_="top")
+    parts = [element("section", element("h2", heading), content, id=name, class_="part") for name, heading, content in sections]
+    skip = element("a", "Skip to the content", href="#content", class_="skip")
+    body = element("body", skip, top, element("main", *parts, id="content"), element("script", script))
+    return join(Markup("<!DOCTYPE html>\n"), element("html", head, body, lang="en"), "\n")
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}'"

@@ -1,0 +1,125 @@
+"""The page's content as Markdown and as JSON, for people without a browser and for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dnnlib.format import format_time
+from experiments.paper.tables import aligned
+from experiments.report.figures import direction
+from experiments.report.markup import NONE, with_spread
+from experiments.report.studies import Study, seed_of
+from experiments.report.tables import ARROWS, VERDICTS, published_text
+from metrics.trajectories import as_json, describe_protocols
+
+if TYPE_CHECKING:
+    from experiments.images.results import RunResult, TableResult
+
+
+def as_markdown(title: str, verdict: str, tables: Sequence[TableResult], studies: Sequence[Study], runs: Sequence[RunResult]) -> str:
+    """Verdict, tables with claims, figures over training and the runs with their cost."""
+    parts = [f"# {_line(title)}", _line(verdict)]
+    for table in tables:
+        parts += [f"## {_line(table.name)}: {_line(table.title)}", _facts(table), table_text(table)]
+        parts += [_line(table.note)] if table.note else []
+        parts += [
+            f"- **{_line(claim.id)} {VERDICTS[claim.holds][0]}.** {_line(claim.statement)} {_line(claim.text)}".rstrip() for claim in table.claims
+        ]
+    for study in studies:
+        if study.points:
+            parts += [f"## Over training: {_line(study.title)}", study_text(study), describe_protocols(study.points.values()).replace("\n", "  \n")]
+    rows = [["method", "seed", "kimg", "time", "folder"]]
+    rows += [[run.method, seed_of(run).removeprefix("seed "), f"{run.kimg:,}", _time(run.seconds), run.path.as_posix()] for run in runs]
+    parts += ["## Runs", aligned([[_line(cell) for cell in row] for row in rows])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(text: str) -> str:
+    """Text in one line that Markdown does not take for markup."""
+    return "".join("\\" + letter if letter in "\\`*_<>[]#" else letter for letter in " ".join(str(text).split()))
+
+
+def _facts(table: TableResult) -> str:
+    return _line(f"Budget {table.budget}; detector {table.detector or NONE}.")
+
+
+def table_text(table: TableResult) -> str:
+    """A result table; "paper" heads the published figures."""
+    header, published = ["method"], {}
+    for name in table.columns:
+        published[name] = any(name in row.paper for row in table.rows)
+        header += [f"{name} {ARROWS[direction(name)]}".rstrip()] + (["paper"] if published[name] else [])
+    rows = [[*header, "seeds"]]
+    for row in table.rows:
+        cells = [row.method]
+        for name in table.columns:
+            cells += [with_spread(*row.ours.get(name, (None, None)))] + ([published_text(row, name)] if published[name] else [])
+        rows.append([*cells, str(len(row.runs))])
+    return aligned([[_line(cell) for cell in row] for row in rows])
+
+
+def study_text(study: Study) -> str:
+    """Figures at every step, mean and deviation over the seeds."""
+    figures = list(study.points)
+    rows = [["method", "seeds", "kimg", *figures]]
+    for series in study.series:
+        for kimg, found in numbers_of(study, series).items():
+            rows.append([series.label, str(len(series.results)), f"{kimg:,}", *(found.get(figure, "") for figure in figures)])
+    return aligned([[_line(cell) for cell in row] for row in rows])
+
+
+def numbers_of(study: Study, series: Any) -> dict[int, dict[str, str]]:
+    """kimg -> figure -> mean and deviation over the seeds of a series, as text."""
+    found: dict[int, dict[str, str]] = {}
+    for figure in study.points:
+        if (band := series.band(figure)) is not None:
+            spreads = band.values.std(axis=0, ddof=1) if len(band.values) > 1 else [math.nan] * len(band.kimg)
+            for kimg, mean, spread in zip(band.kimg.tolist(), band.mean, spreads):
+                found.setdefault(kimg, {})[figure] = with_spread(float(mean), float(spread))
+    return dict(sorted(found.items()))
+
+
+def as_data(title: str, verdict: str, tables: Sequence[TableResult], studies: Sequence[Study], runs: Sequence[RunResult]) -> dict[str, Any]:
+    """Everything the page shows in numbers, JSON-able; what is no finite number is None."""
+    groups = [(study, [series.group for series in study.series if series.group.runs]) for study in studies]
+    return _clean(
+        {
+            "title": title,
+            "verdict": verdict,
+            "tables": [_table(table) for table in tables],
+            "studies": [{"title": study.title, **as_json(members, study.planes, study.points)} for study, members in groups],
+            "runs": [dataclasses.asdict(run) for run in runs],
+        }
+    )
+
+
+def _table(table: TableResult) -> dict[str, Any]:
+    data = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
+    data["claims"] = [dataclasses.asdict(claim) for claim in table.claims]
+    data["rows"] = [
+        {
+            "method": row.method,
+            "runs": [run.path.as_posix() for run in row.runs],
+            "ours": {name: {"mean": mean, "std": spread} for name, (mean, spread) in row.ours.items()},
+            "paper": dict(row.paper),
+        }
+        for row in table.rows
+    ]
+    return data
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _clean(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
+
+
+def _time(seconds: float) -> str:
+    return format_time(seconds) if seconds is not None and math.isfinite(seconds) else NONE

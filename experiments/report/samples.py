@@ -1,0 +1,240 @@
+"""Pictures of the page: blocks cut from the sample sheets of a run, and its uncovered reals, small enough for one file to hold them all."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from experiments.report.charts import style
+from experiments.report.markup import Markup, count, element, join
+from experiments.report.studies import Series, Study, read_options, seed_of
+
+if TYPE_CHECKING:
+    from experiments.images.results import RunResult
+
+MOST_SNAPSHOTS = 8  # per run; the first and the last are among them
+FEWEST_SNAPSHOTS = 2
+MOST_PICTURES = 300
+BLOCK = (256, 320)  # pixels, of cells of at most CELL
+CELL = 64
+MOST_CELLS = (8, 10)
+SHEET_WIDTH = 900
+FEW = 4  # blocks that have room beside each other at their full size
+PICTURE_BYTES = 3_000_000  # a third more as text
+LEVELS = ((1.0, 82), (1.0, 70), (1.0, 55), (1.0, 40), (0.75, 45), (0.6, 40), (0.5, 30), (0.35, 25))  # scale, WebP quality
+TRIED = 24
+
+
+@dataclasses.dataclass(eq=False)
+class Picture:
+    """One picture of the page.
+
+    Attributes:
+        image: its pixels.
+        alt: what it shows, in words.
+        run: whose it is.
+        kimg: when, in thousand real images.
+        source: where it becomes text, a data URI; empty before `encode`.
+    """
+
+    image: Image.Image
+    alt: str
+    run: RunResult
+    kimg: int
+    source: str = ""
+
+
+@dataclasses.dataclass(eq=False)
+class Gallery:
+    """The pictures of a study: real images, samples of every run by series, and a sheet of uncovered reals per series that has one."""
+
+    study: Study
+    reals: list[Picture]
+    samples: dict[Series, list[Picture]]
+    uncovered: dict[Series, Picture]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All of them."""
+        return [*self.reals, *(picture for row in self.samples.values() for picture in row), *self.uncovered.values()]
+
+
+def make_galleries(studies: Sequence[Study], problems: list[str]) -> list[Gallery]:
+    """Reads the pictures of all runs and makes them fit into one page together.
+
+    Args:
+        studies: whose runs are looked through.
+        problems: gets a sentence for every picture that cannot be read.
+    """
+    runs = sum(len(series.results) for study in studies for series in study.series)
+    snapshots = min(max(MOST_PICTURES // max(runs, 1), FEWEST_SNAPSHOTS), MOST_SNAPSHOTS)
+    galleries = [_collect(study, snapshots, problems) for study in studies]
+    encode([picture for gallery in galleries for picture in gallery.pictures])
+    return galleries
+
+
+def _collect(study: Study, snapshots: int, problems: list[str]) -> Gallery:
+    samples, uncovered = {}, {}
+    reals: list[Picture] = []
+    for series in study.series:
+        rows = [picture for result in series.results for picture in _samples(series, result, snapshots, problems)]
+        if rows:
+            samples[series] = rows
+        for result in series.results:
+            if not reals and (image := _read(result.path / "reals.png", problems)) is not None:
+                reals = [Picture(*_block(image, result, "Real training images"), result, 0)]
+            if series not in uncovered and (image := _read(result.path / "look-uncovered.png", problems)) is not None:
+                words = f"Pairs of images, left a real one that {series.label} does not cover, right the generated one nearest to it."
+                uncovered[series] = Picture(_at_most(image, SHEET_WIDTH), words, result, result.kimg)
+    return Gallery(study, reals, samples, uncovered)
+
+
+def _samples(series: Series, result: RunResult, snapshots: int, problems: list[str]) -> list[Picture]:
+    first = result.path / "fakes_init.png"
+    found = {0: first} if first.is_file() else {}
+    for path in sorted(result.path.glob("fakes*.png")):
+        if match := re.fullmatch(r"fakes(\d*)\.png", path.name):
+            found[int(match[1] or result.kimg)] = path  # a run that was tidied up may have one without a number
+    pictures = []
+    for kimg in _evenly(sorted(found), snapshots):
+        if (image := _read(found[kimg], problems)) is not None:
+            words = f"Samples of {series.label}, {seed_of(result)}, at {kimg:,} kimg"
+            pictures.append(Picture(*_block(image, result, words), result, kimg))
+    return pictures
+
+
+def _evenly(values: Sequence[int], most: int) -> list[int]:
+    """At most so many of some values, the first and the last among them, evenly spaced in between."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]
+
+
+def _read(path: pathlib.Path, problems: list[str]) -> Image.Image | None:
+    if not path.is_file():
+        return None
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        problems.append(f"The picture {path.as_posix()} is left out, it cannot be read ({error}).")
+        return None
+
+
+def _block(sheet: Image.Image, result: RunResult, words: str) -> tuple[Image.Image, str]:
+    """The upper left cells of a sheet, as many as a small picture holds, and their description; the whole sheet where its cells are not known."""
+    options = read_options(result.path)
+    edge = options.get("training_set_kwargs.resolution")
+    if not isinstance(edge, int) or edge <= 0 or sheet.width % edge or sheet.height % edge:
+        return _at_most(sheet, BLOCK[0]), f"{words}."
+    shown = min(edge, CELL)
+    columns = min(MOST_CELLS[0], max(BLOCK[0] // shown, 1), sheet.width // edge)
+    rows = min(MOST_CELLS[1], max(BLOCK[1] // shown, 1), sheet.height // edge)
+    cut = sheet.crop((0, 0, columns * edge, rows * edge))
+    by_class = ", a class per row" if options.get("training_set_kwargs.use_labels") is True else ""
+    return _at_most(cut, columns * shown), f"{words}: {count(rows, 'row')} of {count(columns, 'image')}{by_class}."
+
+
+def _at_most(image: Image.Image, width: int) -> Image.Image:
+    if image.width <= width:
+        return image
+    return image.resize((width, max(round(image.height * width / image.width), 1)), Image.Resampling.LANCZOS)
+
+
+def encode(pictures: Sequence[Picture], limit: int = PICTURE_BYTES) -> None:
+    """Turns pictures into data URIs of WebP, at the best of LEVELS at which all of them together take at most `limit` bytes, or else the last."""
+    for level, (scale, quality) in enumerate(LEVELS):
+        last = level == len(LEVELS) - 1
+        some = pictures[:: -(-len(pictures) // TRIED)] if pictures else []
+        if not last and sum(len(_webp(picture.image, scale, quality)) for picture in some) * len(pictures) > 1.1 * limit * len(some):
+            continue
+        data = [_webp(picture.image, scale, quality) for picture in pictures]
+        if last or sum(map(len, data)) <= limit:
+            for picture, body in zip(pictures, data):
+                picture.source = "data:image/webp;base64," + base64.b64encode(body).decode("ascii")
+            return
+
+
+def _webp(image: Image.Image, scale: float, quality: int) -> bytes:
+    if scale < 1:
+        image = image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality, method=4)
+    return buffer.getvalue()
+
+
+def samples_block(gallery: Gallery, name: str) -> Markup | None:
+    """Samples of the methods side by side, with a slider over the snapshots and a choice of the seed; None where there are no sheets.
+
+    Without a script the last snapshots of the first seed stand there.
+
+    Args:
+        gallery: encoded.
+        name: of the block, for the ids of its controls.
+    """
+    if not gallery.samples:
+        return None
+    pictures = [picture for row in gallery.samples.values() for picture in row]
+    steps = sorted({picture.kimg for picture in pictures})
+    seeds = sorted({str(picture.run.seed) for picture in pictures}, key=lambda seed: (len(seed), seed))
+    figures = [_stack("Real images", "training set", [(gallery.reals[0], True)], "reals")] if gallery.reals else []
+    for series, row in gallery.samples.items():
+        shown = [picture for picture in row if str(picture.run.seed) == seeds[0]] or row
+        last = max(shown, key=lambda picture: picture.kimg)
+        figures.append(_stack(series.label, _when(last), [(picture, picture is last) for picture in row], style(series)))
+    row = "stacks few" if len(figures) <= FEW else "stacks"
+    return element("div", _controls(steps, seeds, name), element("div", *figures, class_=row), class_="samples")
+
+
+def _controls(steps: Sequence[int], seeds: Sequence[str], name: str) -> Markup:
+    slider = element("input", type="range", id=f"{name}-time", min=0, max=max(len(steps) - 1, 0), value=len(steps) - 1, step=1)
+    parts = [element("label", "Snapshot", for_=f"{name}-time"), slider, element("output", f"{steps[-1]:,} kimg", for_=f"{name}-time")]
+    if len(seeds) > 1:
+        chosen = [element("option", seed, value=seed) for seed in seeds]
+        parts += [element("label", "Seed", for_=f"{name}-seed"), element("select", *chosen, id=f"{name}-seed")]
+    return element("div", *parts, class_="controls", hidden=True, data_steps=" ".join(map(str, steps)))
+
+
+def _when(picture: Picture) -> str:
+    return f"{picture.kimg:,} kimg, {seed_of(picture.run)}"
+
+
+def _stack(label: str, when: str, pictures: Sequence[tuple[Picture, bool]], kind: str) -> Markup:
+    """Pictures of which one is seen."""
+    images = []
+    for picture, seen in pictures:
+        where = {} if kind == "reals" else {"data_seed": picture.run.seed, "data_kimg": picture.kimg, "data_when": _when(picture)}
+        width, height = picture.image.size
+        tiny = "tiny" if width < BLOCK[0] // 2 else None
+        where |= {"width": width, "height": height, "class_": tiny, "hidden": not seen}
+        images.append(element("img", src=picture.source, alt=picture.alt, decoding="async", **where))
+    caption = element("figcaption", element("strong", label), " ", element("span", when, class_="when"))
+    return element("figure", caption, *images, class_=f"stack {kind}")
+
+
+def uncovered_block(gallery: Gallery) -> Markup | None:
+    """Sheets of real images that no sample came near, one per method that has one; None where none has."""
+    figures = []
+    for series, picture in gallery.uncovered.items():
+        image = element("img", src=picture.source, alt=picture.alt, width=picture.image.width, height=picture.image.height)
+        caption = element("figcaption", element("strong", series.label), " ", uncovered_words(picture.run))
+        figures.append(element("figure", caption, image, class_=f"sheet {style(series)}"))
+    return element("div", join(figures), class_="sheets") if figures else None
+
+
+def uncovered_words(run: RunResult) -> str:
+    """How many real images a run does not cover, where the numbers lie beside its sheet."""
+    try:
+        look = json.loads((run.path / "look.json").read_bytes())
+        share = f"{int(look['num_uncovered']):,} of {int(look['num_real']):,} real images have no generated one in their neighbourhood"
+        return f"{seed_of(run)}: {share} (k = {int(look['k'])})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{seed_of(run)}: real images without a generated one in their neighbourhood"

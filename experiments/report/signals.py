@@ -1,0 +1,63 @@
+"""What runs said about themselves while they trained (stats.jsonl) as figures over training: is the pairing task solved, who wins?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+
+from experiments.report.figures import SIGNALS
+from experiments.report.studies import Series, Study
+from metrics.runs import Group, Point, Run
+
+STATS_FILE = "stats.jsonl"
+MOST_POINTS = 40  # of a curve
+SAME = 1e-9
+
+
+def signals_of(study: Study) -> Study | None:
+    """The same runs with their training signals for figures; those that never change are left out. None where there are none.
+
+    Names that speak of gradients are taken besides those of SIGNALS.
+    """
+    read = {id(run): _read(run.path) for series in study.series for run in series.group.runs}
+    last = max((kimg for points in read.values() for values in points.values() for kimg in values), default=0)
+    series = [_with(one, read, last // MOST_POINTS + 1) for one in study.series]
+    names = {name for one in series for run in one.group.runs for name in run.points}
+    points = {}
+    for name in sorted(names, key=lambda name: (list(SIGNALS).index(name) if name in SIGNALS else len(SIGNALS), name)):
+        found = [point for one in series for run in one.group.runs for point in run.points.get(name, {}).values()]
+        values = [point.value for point in found]
+        if max(values) - min(values) > SAME and any(one.bands(name) for one in series):
+            points[name] = found[0]
+    return Study(study.title, tuple(series), (), points) if points else None
+
+
+def _with(series: Series, read: dict[int, dict[str, dict[int, Point]]], spacing: int) -> Series:
+    """A series with signals, at most one per `spacing` kimg."""
+    runs = []
+    for run in series.group.runs:
+        thin = {name: {kimg: values[kimg] for kimg in {k // spacing: k for k in values}.values()} for name, values in read[id(run)].items()}
+        runs.append(Run(run.path, run.settings, run.seed, thin))
+    return dataclasses.replace(series, group=Group(series.label, tuple(runs)))
+
+
+def _read(run: pathlib.Path) -> dict[str, dict[int, Point]]:
+    """Signal -> kimg -> its mean over a tick; lines and values that cannot be read are left out, of equal kimg the last counts."""
+    found: dict[str, dict[int, Point]] = {}
+    try:
+        lines = (run / STATS_FILE).read_bytes().splitlines()
+    except OSError:
+        return found
+    for text in lines:
+        try:
+            line = json.loads(text)
+            kimg = int(line["Progress/kimg"]["mean"])
+            means = {name: float(line[name]["mean"]) for name in line if name in SIGNALS or "grad" in name.lower()}
+        except (ValueError, KeyError, TypeError):
+            continue
+        for name, mean in means.items():
+            if math.isfinite(mean):
+                found.setdefault(name, {})[kimg] = Point(mean, STATS_FILE, None, f"{run / STATS_FILE}")
+    return {name: dict(sorted(values.items())) for name, values in found.items()}

@@ -1,0 +1,203 @@
+"""Which runs of a page belong together, and as what they are drawn: runs of one setting and budget that were measured alike are a study, and the
+seeds of one method a group in it. Reading and grouping is the work of `metrics.runs`; charts are made from what stands here in `charts`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dnnlib import UserError
+from experiments.report.figures import rank
+from metrics.runs import BOOKKEEPING, OPTIONS_FILE, SEED, Band, Group, Point, Run, check_protocols, group_runs, load_runs
+from metrics.trajectories import ONE_CLASS, Plane, find_planes
+
+if TYPE_CHECKING:
+    from experiments.images.results import RunResult, TableResult
+
+
+LONGEST_LABEL = 17  # letters beside a curve
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # one series is one, and a key by what it is
+class Series:
+    """The seeds of one method in a study.
+
+    Attributes:
+        label: the method, with what tells it from others of that name.
+        short: the label where it is short enough to stand in a chart, else its number in the study, which the legend explains.
+        colour: its number on the whole page.
+        group: its runs as `metrics.runs` has them; those without measurements have no points.
+        results: the same runs, in the same order.
+    """
+
+    label: str
+    short: str
+    colour: int
+    group: Group
+    results: tuple[RunResult, ...]
+
+    def band(self, figure: str) -> Band | None:
+        """A figure over training at the kimg that all measured seeds share; None where there is none."""
+        bands = self.bands(figure)
+        return bands[0] if bands else None
+
+    def bands(self, *figures: str) -> list[Band]:
+        """The same for several figures, of the seeds and at the kimg that have all of them; empty where there are none."""
+        bands = self.group.bands(*figures) if self.group.having(*figures) else []
+        return bands if bands and len(bands[0].kimg) else []
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Runs that may be compared.
+
+    Attributes:
+        title: setting and budget.
+        series: one per method.
+        planes: pairs of figures to draw against each other.
+        points: figure -> a measurement of it, for what its protocol says; figures of single classes are left out.
+    """
+
+    title: str
+    series: tuple[Series, ...]
+    planes: tuple[Plane, ...]
+    points: dict[str, Point]
+
+    @functools.cached_property
+    def steps(self) -> list[int]:
+        """Every kimg at which something is drawn, rising."""
+        drawn = [(figure,) for figure in self.points] + [(plane.x, plane.y) for plane in self.planes]  # a plane's runs are those with both
+        bands = [band for series in self.series for figures in drawn for band in series.bands(*figures)]
+        return sorted({int(kimg) for band in bands for kimg in band.kimg})
+
+
+def collect(tables: Sequence[TableResult], runs: Sequence[RunResult]) -> list[RunResult]:
+    """All runs of a page in the order of its tables, each once."""
+    found: dict[pathlib.Path, RunResult] = {}
+    for run in [*(run for table in tables for row in table.rows for run in row.runs), *runs]:
+        found.setdefault(run.path.resolve(), run)
+    return list(found.values())
+
+
+def find_studies(results: Sequence[RunResult]) -> tuple[list[Study], list[str]]:
+    """Sorts runs into studies.
+
+    Args:
+        results: as `collect` returns them.
+
+    Returns:
+        The studies, in order of their first runs, and a sentence for every run whose measurements cannot be used.
+    """
+    settings: dict[tuple[str, str], list[RunResult]] = {}
+    for result in results:
+        settings.setdefault((result.setting, result.budget), []).append(result)
+    studies, problems, colours = [], [], {}
+    for (setting, budget), members in settings.items():
+        loaded = [_load(result, problems) for result in members]
+        title = " · ".join(filter(None, (setting, budget and f"{budget} budget"))) or "Runs"
+        parts = _comparable(loaded)
+        for number, part in enumerate(parts, start=1):
+            name = title if len(parts) == 1 else f"{title} · protocol {number}"
+            studies.append(_make_study(name, part, {result.path.resolve(): result for result in members}, colours))
+    return studies, problems
+
+
+def _load(result: RunResult, problems: list[str]) -> Run:
+    """A run with its measurements; without them where there are none, or none that can be used."""
+    if any(result.path.glob("metric-*.jsonl")):
+        try:
+            return load_runs([result.path])[0]
+        except UserError as error:
+            problems.append(f"The measurements of {result.path.as_posix()} are left out of the charts: {error}.")
+    settings = {name: value for name, value in read_options(result.path).items() if not BOOKKEEPING & set(name.split("."))}
+    return Run(result.path, settings or None, result.seed, {})
+
+
+def read_options(run: pathlib.Path) -> dict[str, Any]:
+    """The options of a run as {dotted name: value}; empty where there is no such file, or none that can be read."""
+    try:
+        options = json.loads((run / OPTIONS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return flatten(options) if isinstance(options, dict) else {}
+
+
+def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"loss_kwargs.r1_gamma": 10, ...} in the given order."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return flat
+
+
+def _comparable(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs in as few parts as it takes for every figure of a part to be measured by one protocol; runs without figures join the first."""
+    parts: list[list[Run]] = []
+    for run in sorted(runs, key=lambda run: not run.points):
+        home = next((part for part in parts if _agree([*part, run])), None)
+        if home is None:
+            parts.append([run])
+        else:
+            home.append(run)
+    order = {id(run): place for place, run in enumerate(runs)}
+    return [sorted(part, key=lambda run: order[id(run)]) for part in parts]
+
+
+def _agree(runs: Sequence[Run]) -> bool:
+    try:
+        check_protocols(runs)
+    except UserError:
+        return False
+    return True
+
+
+def _make_study(title: str, runs: Sequence[Run], results: Mapping[pathlib.Path, RunResult], colours: dict[str, int]) -> Study:
+    groups = group_runs(runs)
+    members = [tuple(results[run.path.resolve()] for run in group.runs) for group in groups]
+    series = []
+    for label, group, found in zip(_labels(groups, [found[0].method for found in members]), groups, members):
+        order = sorted(range(len(found)), key=lambda place: found[place].seed if found[place].seed is not None else math.inf)
+        group = Group(label, tuple(group.runs[place] for place in order))
+        short = label if len(label) <= LONGEST_LABEL else f"no. {len(series) + 1}"
+        series.append(Series(label, short, colours.setdefault(label, len(colours)), group, tuple(found[place] for place in order)))
+    points = {figure: next(iter(values.values())) for run in runs for figure, values in run.points.items() if not ONE_CLASS.search(figure)}
+    points = {figure: points[figure] for figure in sorted(points, key=rank) if any(one.bands(figure) for one in series)}
+    planes = [plane for plane in find_planes(runs) if {plane.x, plane.y} <= points.keys() and any(one.bands(plane.x, plane.y) for one in series)]
+    return Study(title, tuple(series), tuple(planes), points)
+
+
+def _labels(groups: Sequence[Group], methods: Sequence[str]) -> list[str]:
+    """The groups' methods; where several groups are of one method, with what differs between these."""
+    labels = list(methods)
+    for method, number in Counter(methods).items():
+        if number > 1:
+            places = [place for place, name in enumerate(methods) if name == method]
+            namesakes = [run for place in places for run in groups[place].runs]
+            for place, group in zip(places, group_runs(namesakes)):
+                labels[place] = f"{method}, {group.label}"
+    return labels
+
+
+def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation, NaN of one value alone."""
+    values = [float(value) for value in values]
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def seed_of(result: RunResult) -> str:
+    """A run's seed in words."""
+    return "seed unknown" if result.seed is None else f"seed {result.seed}"
+
+
+def options_that_differ(options: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Names of the options that are not the same in all runs, seed and bookkeeping left out."""
+    names = {name for table in options for name in table if not (BOOKKEEPING | {SEED}) & set(name.split("."))}
+    return {name for name in names if len({json.dumps(table.get(name), sort_keys=True) for table in options}) > 1}

@@ -1,0 +1,179 @@
+"""Result tables of the page: ours beside what was published, small figures of the spread over seeds, and the verdicts on claims."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from experiments.report.axes import Axis
+from experiments.report.figures import direction, title_of
+from experiments.report.markup import NONE, Markup, count, element, join, row_head, scroll_box, table_of, with_spread
+from experiments.report.studies import seed_of
+
+if TYPE_CHECKING:
+    import pathlib
+
+    from experiments.images.claims import Verdict
+    from experiments.images.results import TableResult, TableRow
+
+Anchors = Mapping["pathlib.Path", str]  # resolved folder of a run -> id of its part of the page
+
+FULL_LENGTH = "paper"  # the budget under which our figures may be set beside the published ones
+STRIP = (96, 16)
+ARROWS = {"higher": "↑", "lower": "↓", "": ""}
+VERDICTS = {True: ("holds", "✓"), False: ("does not hold", "✗"), None: ("is undecided", "?")}
+
+
+def is_full_length(table: TableResult) -> bool:
+    """Whether a table was made with the published lengths of training."""
+    return table.budget.split(":")[0].split()[:1] == [FULL_LENGTH]
+
+
+def table_section(table: TableResult, anchors: Anchors) -> Markup:
+    """A table with its budget and detector above, its verdicts and its note below.
+
+    Args:
+        table: what to show.
+        anchors: where the runs are on the page.
+    """
+    facts = [("budget", table.budget), ("detector", table.detector), ("length", _length(table)), ("seeds", _seeds(table))]
+    shown = [element("div", element("dt", name), " ", element("dd", value)) for name, value in facts if value]
+    head = element("header", element("h3", element("code", table.name), " ", table.title.removesuffix(".")), element("dl", *shown, class_="facts"))
+    published = any(row.paper for row in table.rows)
+    caution = None
+    if published and not is_full_length(table):
+        words = "Not at the published length: compare the order of the rows, not the values."
+        caution = element("p", words, class_="caution")
+    body = scroll_box(_table(table, anchors), f"Table {table.name}")
+    note = element("p", table.note, class_="note") if table.note else None
+    return element("section", head, body, caution, note, claims_list(table.claims), class_="result", id=f"table-{_slug(table.name)}")
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name)
+
+
+def _length(table: TableResult) -> str:
+    reached = sorted({run.kimg for row in table.rows for run in row.runs})
+    if not reached:
+        return ""
+    return f"{reached[0]:,} kimg" if len(reached) == 1 else f"{reached[0]:,} to {reached[-1]:,} kimg"
+
+
+def _seeds(table: TableResult) -> str:
+    numbers = sorted({len(row.runs) for row in table.rows if row.runs})
+    return " or ".join(map(str, numbers)) + " per row" if numbers else ""
+
+
+def _table(table: TableResult, anchors: Anchors) -> Markup:
+    columns = {name: any(name in row.paper for row in table.rows) for name in table.columns}
+    rulers = {name: _ruler(table, name) for name in columns}
+    two = 2 if any(columns.values()) else None
+    top, second = [element("th", "Method", scope="col", rowspan=two)], []
+    for name, published in columns.items():
+        arrow = element("span", ARROWS[direction(name)], title=f"{direction(name)} is better") if direction(name) else None
+        top.append(element("th", join(title_of(name), arrow, by=" "), scope="colgroup", colspan=2 if published else 1))
+        second += [element("th", "ours", scope="col")] + ([element("th", "paper", scope="col", class_="paper")] if published else [])
+    top.append(element("th", "Seeds", scope="col", rowspan=two))
+    rows = []
+    for row in table.rows:
+        cells = [row_head(row.method)]
+        for name, published in columns.items():
+            cells.append(_ours(row, name, rulers[name], anchors, is_full_length(table)))
+            if published:
+                cells.append(element("td", published_text(row, name), class_="paper"))
+        rows.append(element("tr", *cells, element("td", _seed_links(row, anchors), class_="seeds")))
+    return table_of([top, second] if two else [top], rows, "figures")
+
+
+def published_text(row: TableRow, column: str) -> str:
+    """A published figure with the digits it was published with."""
+    return f"{row.paper[column]:g}" if column in row.paper else NONE
+
+
+def _ours(row: TableRow, column: str, ruler: Axis | None, anchors: Anchors, full_length: bool) -> Markup:
+    """Mean and deviation, a link to the first of the runs, and their place among the column's figures."""
+    mean, spread = row.ours.get(column, (math.nan, math.nan))
+    text = with_spread(mean, spread)
+    if not math.isfinite(mean):
+        return element("td", text, class_="ours none")
+    link = element("a", text, href=f"#{anchors[row.runs[0].path.resolve()]}") if row.runs else text
+    strip = _strip(mean, spread, row.paper.get(column) if full_length else None, ruler)
+    return element("td", link, strip, class_="ours", data_value=repr(float(mean)))
+
+
+def _ruler(table: TableResult, column: str) -> Axis | None:
+    """The scale that a column's small figures share."""
+    ends = []
+    for row in table.rows:
+        mean, spread = row.ours.get(column, (math.nan, math.nan))
+        reach = spread if math.isfinite(spread) else 0.0
+        ends += [mean - reach, mean + reach] if math.isfinite(mean) else []
+        ends += [row.paper[column]] if is_full_length(table) and column in row.paper else []
+    if not ends or max(ends) <= min(ends):
+        return None
+    return Axis(min(ends), max(ends), 6, STRIP[0] - 6)
+
+
+def _strip(mean: float, spread: float, paper: float | None, ruler: Axis | None) -> Markup | None:
+    """A dot at the mean, a line over the deviation to both sides and, where they may be compared, a tick at the published figure."""
+    if ruler is None:
+        return None
+    middle = STRIP[1] / 2
+    parts = [element("line", x1=2, x2=STRIP[0] - 2, y1=middle, y2=middle, class_="rail")]
+    if math.isfinite(spread):
+        parts.append(element("line", x1=ruler.at(mean - spread), x2=ruler.at(mean + spread), y1=middle, y2=middle, class_="spread"))
+    if paper is not None:
+        parts.append(element("line", x1=ruler.at(paper), x2=ruler.at(paper), y1=2, y2=STRIP[1] - 2, class_="published"))
+    parts.append(element("circle", cx=ruler.at(mean), cy=middle, r=3.5, class_="mean"))
+    return element("svg", *parts, viewBox=f"0 0 {STRIP[0]} {STRIP[1]}", class_="strip", aria_hidden="true")
+
+
+def _seed_links(row: TableRow, anchors: Anchors) -> Markup | str:
+    if not row.runs:
+        return "none"
+    links = []
+    for run in row.runs:
+        words = NONE if run.seed is None else str(run.seed)
+        where = {"href": f"#{anchors[run.path.resolve()]}", "title": run.path.as_posix(), "aria_label": f"{row.method}, {seed_of(run)}"}
+        links.append(element("a", words, **where))
+    return join(links, by=" ")
+
+
+def claims_list(claims: Sequence[Verdict]) -> Markup | None:
+    """Claims with their verdicts; None where there are none."""
+    items = []
+    for claim in claims:
+        words, sign = VERDICTS[claim.holds]
+        kind = {True: "yes", False: "no", None: "open"}[claim.holds]
+        badge = element("span", element("span", sign, aria_hidden="true"), " ", words.removeprefix("is "), class_=f"badge {kind}")
+        head = element("p", element("strong", claim.id), " ", badge)
+        evidence = element("ul", *(element("li", part) for part in claim.text.split("; ")), class_="evidence")
+        items.append(element("li", head, element("p", claim.statement), evidence, class_="claim"))
+    return element("ul", *items, class_="claims") if items else None
+
+
+def verdict_sentence(tables: Sequence[TableResult]) -> str:
+    """What became of the claims of all tables, in one sentence; empty where none was judged."""
+    judged: dict[str, dict[str, bool | None]] = {}
+    for table in tables:
+        for claim in table.claims:
+            judged.setdefault(table.budget.split(":")[0].strip() or "unnamed", {})[claim.id] = claim.holds
+    clauses = []
+    for budget, verdicts in judged.items():
+        parts = []
+        for holds, (words, _) in VERDICTS.items():
+            if names := [name for name, found in verdicts.items() if found is holds]:
+                parts.append(f"{_and(names)} {_plural(words, len(names))}")
+        clauses.append(f"of {count(len(verdicts), 'claim')} under the {budget} budget, {_and(parts)}")
+    text = "; ".join(clauses)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _plural(verb: str, number: int) -> str:
+    return verb if number == 1 else {"holds": "hold", "does not hold": "do not hold", "is undecided": "are undecided"}[verb]
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,240 @@
+"""The explorer's server: what it answers and what it refuses, and its page in a real browser."""
+
+import contextlib
+import http.client
+import socket
+import time
+import urllib.request
+
+import pytest
+from explore_parts import LATENTS, REAL, ask, get, ready, serving, status, write_run
+from headless_browser import Browser, find_browser
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("explore") / "00003-run")
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with serving(folder) as server:
+        yield server
+
+
+# What the server answers, and what not.
+
+
+def test_pages_and_their_guards(server):
+    for target, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css"), ("/about.json", "application/json")):
+        headers, body = get(server, target)
+        assert headers["Content-Type"].startswith(kind) and len(body) > 100
+        assert "default-src 'none'" in headers["Content-Security-Policy"] and "unsafe" not in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert headers["Access-Control-Allow-Origin"] is None
+    about = ask(server, "/about.json")
+    assert about["run"] == "00003-run" and about["network"] == "network-snapshot-000008.safetensors" and about["real"] == REAL
+    head, body = status(server, "/", method="HEAD")
+    assert head == 200 and body == b""
+
+
+def test_it_listens_on_this_machine_only(server):
+    assert server.server_address[0] == "127.0.0.1"
+    others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
+    for address in others:
+        with pytest.raises(OSError):
+            socket.create_connection((address, server.server_port), timeout=2).close()
+
+
+def test_requests_for_another_name_are_refused(server):
+    port = server.server_port
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"LOCALHOST:{port}"):
+        assert status(server, "/about.json", host=host)[0] == 200
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1",
+        f"127.0.0.1:{port + 1}",
+        f"127.0.0.1:{port}.evil.example",
+        "[::1]",
+        f"127.0.0.2:{port}",
+    ):
+        assert status(server, "/about.json", host=host)[0] == 403
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+        plain.sendall(b"GET /about.json HTTP/1.1\r\n\r\n")
+        assert b" 403 " in plain.recv(200)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as twice:
+        twice.sendall(f"GET /about.json HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHost: evil.example\r\n\r\n".encode())
+        assert b" 403 " in twice.recv(200)
+
+
+def test_requests_of_another_page_are_refused(server):
+    own = f"http://127.0.0.1:{server.server_port}"
+    assert status(server, "/about.json", headers={"Origin": own, "Sec-Fetch-Site": "same-origin"})[0] == 200
+    assert status(server, "/", headers={"Sec-Fetch-Site": "cross-site"})[0] == 200  # a link to the page
+    refused = [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}]
+    assert [status(server, "/image.png", headers=headers)[0] for headers in refused] == [403] * 4
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/nothing",
+        "/page.html",
+        "/../pyproject.toml",
+        "/%2e%2e/x",
+        "//etc/passwd",
+        "/etc/passwd",
+        "/data.zip",
+        "/?x=1",
+        "/page.js?v=1",
+        "http://127.0.0.1/",
+        "*",
+    ],
+)
+def test_other_addresses_are_not_found(server, target):
+    code, text = status(server, target)
+    assert code == 404 and len(text) < 100
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(
+            "/image.png?" + query
+            for query in ("seed=-1", "seed=4294967296", "seed=1.5", "seed=", "seed=x", "seed=1&seed=2", "seed", "seed=%00", "seed=1e9")
+        ),
+        *(
+            "/image.png?" + query
+            for query in ("t=2", "t=-0.1", "t=nan", "t=1e-3", "t=0.1234567", "class=3", "class=-1", "trunc=3", "trunc=inf", "space=x")
+        ),
+        *("/image.png?" + query for query in ("path=/etc/passwd", "index=1", "seed=٣", "&&", "=", "seed=1;t=0")),
+        *("/real.png?" + query for query in (f"index={REAL}", "index=-1", "index=../x", "index=0&seed=1")),
+        *("/map.json?" + query for query in ("class=3", "trunc=-1", "seed=1", "latents=100000000")),
+        *("/nearest.json?count=5", "/about.json?x=1"),
+    ],
+)
+def test_wrong_parameters_are_refused(server, target):
+    code, text = status(server, urllib.request.quote(target, safe="/?=&;%"))
+    assert code == 400 and len(text) < 100 and text.count(b"\n") == 1
+
+
+def test_nothing_can_be_sent(server):
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"):
+        assert status(server, "/about.json", method=method)[0] == 501
+    assert status(server, "/about.json", headers={"Content-Length": "3"}, body=b"abc")[0] == 400
+    assert status(server, "/about.json", headers={"Transfer-Encoding": "chunked"})[0] == 400
+    assert status(server, "/about.json?" + "x" * 600)[0] == 414
+    for junk in (b"\r\n\r\n", b"\x00\xff" * 50 + b"\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"A" * 70_000):
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=5) as plain:
+            plain.sendall(junk)
+            plain.shutdown(socket.SHUT_WR)
+            plain.recv(1000)
+    assert status(server, "/about.json")[0] == 200
+
+
+def test_connections_at_a_time_are_limited(folder, monkeypatch):
+    monkeypatch.setattr("experiments.explore.server.MOST_REQUESTS", 3)
+    with serving(folder) as server:
+        idle = [socket.create_connection(("127.0.0.1", server.server_port), timeout=5) for _ in range(3)]
+        with pytest.raises((http.client.HTTPException, OSError)):
+            status(server, "/about.json")
+        for connection in idle:
+            connection.close()
+        until, code = time.monotonic() + 10, None
+        while code is None and time.monotonic() < until:
+            with contextlib.suppress(http.client.HTTPException, OSError):  # until the server has seen that they are gone
+                code = status(server, "/about.json")[0]
+        assert code == 200
+
+
+def test_nothing_is_written_beside_the_run(server, folder):
+    before = sorted(folder.rglob("*"))
+    ready(server, "/map.json")
+    ready(server, "/nearest.json")
+    assert sorted(folder.rglob("*")) == before
+
+
+# The page itself.
+
+
+class Page:
+    """The page in a browser, with waiting and clicks."""
+
+    def __init__(self, url):
+        self.url, self.browser = url.partition("#")[0], Browser(find_browser())
+        self.browser.call("Emulation.setDeviceMetricsOverride", width=1400, height=1300, deviceScaleFactor=1, mobile=False)
+        self.browser.call("Page.navigate", url=url)
+        self.run = self.browser.evaluate
+
+    def wait(self, expression, seconds=15):
+        until = time.monotonic() + seconds
+        while not self.run(expression):
+            assert time.monotonic() < until, f"never true: {expression}"
+            time.sleep(0.05)
+
+    def click(self, x, y):
+        for kind in ("mousePressed", "mouseReleased"):
+            self.browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def set(self, name, value):
+        self.run(f"(input => {{ input.value = {value}; input.dispatchEvent(new Event('input')) }})(document.getElementById('{name}'))")
+
+
+@pytest.fixture
+def browse():
+    """Opens the page; at the end nothing may have gone wrong in it, and nothing may have been asked of another server."""
+    if find_browser() is None:
+        pytest.skip("no Chromium here")
+    pages = []
+
+    def open_page(url):
+        pages.append(Page(url))
+        pages[-1].wait("document.body && document.body.dataset.state === 'ready'")
+        return pages[-1]
+
+    yield open_page
+    for page in pages:
+        page.browser.close()
+        assert page.browser.console == []
+        assert all(url.startswith(page.url) for url in page.browser.requests)
+
+
+MAP_IS_THERE = "map && mapKey === query({})"
+
+
+def test_the_page_in_a_browser(server, browse):
+    page = browse(f"{server.url}#seed=3&to=4&t=0.5&class=2&layout=w&trunc=0.9")
+    page.wait("document.body.dataset.nearest === 'ready'")
+    assert page.run("document.body.dataset.points") == str(LATENTS)
+    assert page.run("document.title") == "00003-run, network-snapshot-000008.safetensors"
+    assert page.run("document.getElementById('picture').src").endswith("/image.png?class=2&trunc=0.9&seed=3&to=4&t=0.5&space=z")
+    page.wait("[...document.images].length > 20 && [...document.images].every((image) => image.complete && image.naturalWidth === 16)")
+    assert page.run("['strip', 'nearest'].map((name) => document.getElementById(name).querySelectorAll('img').length)") == [9, 8]
+    for name, value, expected in (("trunc", 0.5, "trunc=0.5"), ("class", 1, "class=1"), ("seed-slider", 17, "seed=17"), ("t", 0.25, "t=0.25")):
+        page.set(name, value)
+        assert expected in page.run("document.getElementById('picture').src") and expected in page.run("location.hash")
+    page.wait(MAP_IS_THERE)
+    assert "have near images" in page.run("document.getElementById('map-note').textContent")
+    canvas = "document.getElementById('map')"
+    assert page.run(f"{canvas}.getContext('2d').getImageData(0, 0, 640, 640).data.filter((value) => value > 0).length") > 1000
+
+
+def test_a_click_shows_a_latent_and_the_far_one_with_the_nearest_image(server, browse):
+    page = browse(f"{server.url}#class=1")
+    page.wait(MAP_IS_THERE)
+    left, top, width = page.run("(({x, y, width}) => [x, y, width])(document.getElementById('map').getBoundingClientRect())")
+    (x, y), partner = page.run("[places()[11], map.partners[11]]")
+    page.click(left + x * width / 640, top + y * width / 640)
+    page.wait(f"location.hash.includes('seed=11&to={partner}&t=0')")
+    page.run("document.querySelector('#worst button').click()")
+    first, second = page.run("map.worst[0].seeds")
+    page.wait(f"location.hash.includes('seed={first}&to={second}&')")
+    page.run("document.querySelector('input[name=layout][value=z]').click()")
+    page.run("document.querySelector('input[name=space][value=w]').click()")
+    page.wait("location.hash.includes('layout=z') && document.getElementById('picture').src.includes('space=w')")
+
+
+def test_a_broken_address_of_the_page_shows_the_page(server, browse):
+    page = browse(f"{server.url}#seed=-5&to=x&t=7&class=99&trunc=NaN&layout=no&space=<script>&other=1")
+    assert page.run("document.getElementById('picture').src").endswith("/image.png?class=2&trunc=0&seed=0&to=0&t=1&space=z")

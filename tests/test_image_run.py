@@ -1,0 +1,288 @@
+"""Executing plans: resuming, repeating nothing, failures, locks, kills. Training and measuring are stand-ins (image_plans)."""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from image_plans import calls, smoke_plan, stand_ins
+
+from dnnlib import UserError
+from experiments.images import speed, work
+from experiments.images.board import Board, table
+from experiments.images.budgets import BUDGETS
+from experiments.images.folder_lock import hold
+from experiments.images.launchers import local_slots
+from experiments.images.plan import remember_plan
+from experiments.images.results import load_tables
+from experiments.images.run import How, run_plan
+from experiments.images.speed import Speed
+from experiments.images.work import last_words, make_run
+
+ROOT = pathlib.Path(__file__).parent.parent
+DRIVER = """
+import pathlib, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from experiments.images import work
+work.SCRIPTS = pathlib.Path({scripts!r})
+from image_plans import smoke_plan
+from experiments.images.run import How, run_plan
+print(run_plan(smoke_plan({out!r}), How(workers=2)))
+"""
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    """Figure 4 at the smoke budget: three runs, made by stand-ins in `tmp_path / "scripts"`."""
+    made = smoke_plan(tmp_path / "out")
+    scripts = stand_ins(tmp_path / "scripts", made)
+    monkeypatch.setattr(work, "SCRIPTS", scripts)
+    monkeypatch.setattr(speed, "SCRIPTS", scripts)
+    return made
+
+
+@pytest.fixture
+def scripts(tmp_path):
+    return tmp_path / "scripts"
+
+
+def wait_for(condition, seconds=30):
+    """Waits until a condition holds; fails after a while."""
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def start_elsewhere(plan, scripts):
+    """Executes the plan in another process."""
+    text = DRIVER.format(root=str(ROOT), tests=str(ROOT / "tests"), scripts=str(scripts), out=str(plan.choice.out))
+    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_everything_is_made_once_and_measured(plan, scripts):
+    assert run_plan(plan, How(workers=2)) == []
+    keys = {run.key for run in plan.runs}
+    assert sorted(calls(scripts)) == sorted([(word, key) for word in ("train", "measure") for key in keys])
+    assert all(run.look().is_measured for run in plan.runs)
+    assert run_plan(plan, How(workers=2)) == [] and len(calls(scripts)) == 2 * len(keys)
+    (figure,) = load_tables(plan.choice.out)
+    assert figure.name == "figure4" and [len(row.runs) for row in figure.rows] == [1, 1, 1]
+
+
+def test_what_is_missing_is_made_and_nothing_else(plan, scripts):
+    _, second, third = plan.runs
+    run_plan(plan, How(workers=1))
+    (scripts / "calls.txt").unlink()
+    folder = second.look().path
+    (folder / f"network-snapshot-{second.kimg:06d}.safetensors").unlink()  # killed in training
+    (folder / "metric-prdc10k5_embedded.jsonl").unlink()
+    metrics = third.look().path / "metric-prdc10k5_embedded.jsonl"
+    metrics.write_bytes(metrics.read_bytes().splitlines(keepends=True)[0] + b'{"results": {"prdc')  # killed in measuring
+    assert [str(run.look()) for run in plan.runs] == ["measured", "partial at 1 kimg", "finished, 1 of 2 snapshots measured"]
+    assert run_plan(plan, How(workers=1)) == []
+    assert calls(scripts) == [("continue", second.key), ("measure", second.key), ("measure", third.key)]
+
+
+def test_a_failure_is_kept_apart_and_told(plan, scripts):
+    broken = plan.runs[0]
+    (scripts / f"fail-{broken.key}").touch()
+    (failure,) = run_plan(plan, How(workers=2))
+    assert failure.key == broken.key and "the disk is on fire" in failure.error and "train.py ended with code 2" in failure.error
+    assert [run.look().is_measured for run in plan.runs] == [False, True, True]
+    (scripts / f"fail-{broken.key}").unlink()
+    assert run_plan(plan, How(workers=2)) == []
+    assert calls(scripts)[-2:] == [("continue", broken.key), ("measure", broken.key)]
+
+
+def test_a_run_of_other_settings_is_refused_before_anything_starts(plan, scripts):
+    run_plan(plan, How(workers=2))
+    (scripts / "calls.txt").unlink()
+    path = plan.runs[1].look().path / "training_options.json"
+    options = json.loads(path.read_text())
+    options["loss_kwargs"]["r1_gamma"] = 7
+    path.write_text(json.dumps(options))
+    with pytest.raises(UserError, match=r"r1_gamma 7 instead of 0\.1"):
+        run_plan(plan, How(workers=2))
+    assert not calls(scripts)
+
+
+def test_a_plan_that_does_not_fit_the_disk_is_refused(plan, scripts, monkeypatch):
+    monkeypatch.setattr("experiments.images.disk.free_bytes", lambda folder: 1_000_000)
+    with pytest.raises(UserError, match=r"needs about 0\.\d GB .* 0\.0 GB are free"):
+        run_plan(plan, How())
+    assert not calls(scripts)
+
+
+def test_a_missing_detector_is_refused_before_anything_starts(plan, scripts):
+    absent = dataclasses.replace(plan, budget=dataclasses.replace(plan.budget, detector=str(scripts / "absent.pt")))
+    with pytest.raises(UserError, match=r"absent\.pt"):
+        run_plan(absent, How())
+    assert not calls(scripts)
+
+
+def test_two_processes_on_one_folder_are_refused(plan, scripts):
+    with hold(plan.choice.out, "--out=here"):
+        with pytest.raises(UserError, match=f"is in use by process {os.getpid()}"):
+            run_plan(plan, How(workers=2))
+        assert not calls(scripts)
+    assert run_plan(plan, How(workers=2)) == []
+
+
+def test_a_killed_process_leaves_neither_lock_nor_trainings_and_the_next_goes_on(plan, scripts):
+    hanging, *others = plan.runs
+    (scripts / f"hang-train-{hanging.key}").touch()
+    process = start_elsewhere(plan, scripts)
+    wait_for(lambda: all(run.look().is_measured for run in others) and ("train", hanging.key) in calls(scripts))
+    trainer = int(next(line for line in (scripts / "calls.txt").read_text().splitlines() if f"train {hanging.key}" in line).split()[2])
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not psutil.pid_exists(trainer))
+    (scripts / f"hang-train-{hanging.key}").unlink()
+    (scripts / "calls.txt").unlink()
+    assert str(hanging.look()) == "partial at 0 kimg"
+    assert run_plan(plan, How(workers=2)) == []
+    assert calls(scripts) == [("continue", hanging.key), ("measure", hanging.key)]
+
+
+def test_an_interrupt_ends_what_runs(plan, scripts):
+    for run in plan.runs:
+        (scripts / f"hang-train-{run.key}").touch()
+    process = start_elsewhere(plan, scripts)
+    wait_for(lambda: len(calls(scripts)) == 2)
+    pids = [int(line.split()[2]) for line in (scripts / "calls.txt").read_text().splitlines()]
+    process.terminate()
+    assert process.wait(30) != 0
+    assert not any(map(psutil.pid_exists, pids)) and len(calls(scripts)) == 2
+
+
+def test_a_run_that_is_being_made_is_not_made_twice(plan, scripts):
+    run = plan.runs[0]
+    with hold(run.parent, "the run"):
+        outcome = make_run(run)
+    assert "in use by process" in outcome.error and not calls(scripts)
+    assert make_run(run).error == ""
+
+
+def test_the_paper_budget_is_never_started_by_accident(plan, tmp_path):
+    paper = dataclasses.replace(plan, budget=BUDGETS["paper"], choice=dataclasses.replace(plan.choice, budget="paper"))
+    with pytest.raises(UserError, match="see what figure4 costs first"):
+        run_plan(paper, How(confirmed=True))
+    remember_plan(paper, None)
+    with pytest.raises(UserError, match="see what figure4 costs first"):
+        run_plan(paper, How(confirmed=True))
+    remember_plan(paper, 1e6)
+    with pytest.raises(UserError, match="add --yes"):
+        run_plan(paper, How())
+
+
+# How long things take.
+
+
+def test_the_probe_measures_each_kind_of_run_once(plan, scripts):
+    said = []
+    measured = Speed(plan.choice.out)
+    measured.probe(plan, {}, said.append)
+    assert [word for word, _ in calls(scripts)] == ["train", "measure", "train", "train"] and len(said) == 3
+    assert set(measured.training.values()) == {2.0} and len(measured.training) == 3 and len(measured.measuring) == 1
+    assert all(measured.left(run).total > 0 for run in plan.runs) and not (plan.choice.out / "runs").exists()
+    again = Speed(plan.choice.out)
+    again.probe(plan, {}, said.append)
+    assert again.training == measured.training and len(said) == 3
+
+
+def test_a_probe_without_its_detector_measures_training_alone(plan, scripts):
+    said = []
+    measured = Speed(plan.choice.out)
+    elsewhere = dataclasses.replace(plan, budget=dataclasses.replace(plan.budget, detector=str(scripts / "absent.pt")))
+    measured.probe(elsewhere, {}, said.append)
+    assert "cannot be measured" in said[0] and "absent.pt" in said[0]
+    assert measured.left(plan.runs[0]).training == 2.0 and measured.left(plan.runs[0]).measuring is None
+
+
+def test_a_slow_machine_is_judged_by_the_first_step(plan, tmp_path):
+    phases = {"Gmain": 640, "Dmain": 320, "Greg": 0, "Dreg": 1600}
+    line = {f"Timing/{name}": {"mean": milliseconds} for name, milliseconds in phases.items()}
+    assert speed.first_step(tmp_path, plan.runs[0]) is None
+    (tmp_path / "stats.jsonl").write_text(json.dumps(line) + "\n" + '{"torn')
+    assert speed.first_step(tmp_path, plan.runs[0]) == (640 + 320 + 100) / 32
+
+
+def test_a_probe_that_makes_no_step_in_time_is_told(plan, scripts, monkeypatch):
+    (scripts / "train.py").write_text("import time\ntime.sleep(60)")
+    monkeypatch.setattr(speed, "PROBE_SECONDS", 0.5)
+    with pytest.raises(UserError, match=r"does not make one step in 0\.5 seconds"):
+        Speed(plan.choice.out).probe(plan, {}, lambda text: None)
+
+
+def test_finished_runs_teach_their_speed(plan, scripts):
+    run_plan(plan, How(workers=2))
+    assert set(Speed(plan.choice.out).training.values()) == {2.0}
+
+
+# Places and the table.
+
+
+def test_slots_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert [slot["OMP_NUM_THREADS"] for slot in local_slots("cpu", 1, None).environments] == ["1"] * 8
+    assert [slot["OMP_NUM_THREADS"] for slot in local_slots("cpu", 1, 2).environments] == ["4"] * 2
+    assert len(local_slots("cpu", 4, None).environments) == 2
+
+
+def test_slots_share_the_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    visible = [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots("auto", 1, 6).environments]
+    assert visible == ["0", "1", "2", "3", "0", "1"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots("cuda", 2, None).environments] == ["0,1", "2,3"]
+    with pytest.raises(UserError, match="--gpus=5"):
+        local_slots("cuda", 5, None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots("cuda", 2, None).environments] == ["4,5", "6,7"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_rewritten_and_a_log_gets_lines(plan, scripts):
+    first, second, _ = plan.runs
+    lines, screen = [], Terminal()
+    board = Board(plan.runs, log=lines.append, stream=screen)
+    board.set(first, "training")
+    board.set(second, "failed: for a reason")
+    board.draw()
+    board.close()
+    assert "\x1b[4F" in screen.getvalue() and "1 training, 1 failed, 1 waiting" in screen.getvalue()
+    assert first.key in lines[0] and lines[0].endswith("training  (0 of 3 done)\n") and "for a reason  (1 of 3 done)" in lines[1]
+    paper = io.StringIO()
+    board = Board(plan.runs, stream=paper)
+    board.set(first, "measured")
+    board.close()
+    assert "\x1b" not in paper.getvalue() and f"{first.key}: measured  (1 of 3 done)" in paper.getvalue()
+
+
+def test_the_table_shows_what_goes_on_where_there_is_no_room(plan):
+    states = dict(zip((run.key for run in plan.runs), ("measured", "training", "waiting")))
+    head, *lines = table(plan.runs, states, {}, height=2)
+    assert head == "3 runs: 1 measured, 1 training, 1 waiting" and len(lines) == 1 and "training, 0 of 1 kimg" in lines[0]
+    assert len(table(plan.runs, states, {}, height=40)) == 4
+
+
+def test_the_last_words_of_a_process_are_its_error(tmp_path):
+    path = tmp_path / "output.txt"
+    path.write_text("Error: of before\n")
+    start = path.stat().st_size
+    path.write_text("Error: of before\nsome\nlines\n\n")
+    assert last_words(path, start) == "lines"
+    path.write_text("Error: of before\nError: what went wrong\nlines\n")
+    assert last_words(path, start) == "what went wrong"

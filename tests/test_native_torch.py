@@ -1,0 +1,222 @@
+"""torch.compile, torch.func and CUDA graphs see past the native ops; where these cannot run, the reference does, or one sentence says why not."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dnnlib import UserError
+from torch_utils import custom_ops, toolchain
+from torch_utils.ops import backend
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d, upsample2d
+from torch_utils.toolchain import BuildError
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(autouse=True)
+def native():
+    """Native ops are required; a test is skipped only where there is nothing to build them with."""
+    try:
+        toolchain.tool_identity("cpu")
+    except BuildError as error:
+        pytest.skip(str(error))
+    backend.set_policy("native")
+    yield
+    backend.set_policy("auto")
+
+
+def layer(x, w, b, f):
+    """As in a network: the ops before and after a convolution, whose weight is differentiated, too."""
+    x = torch.nn.functional.conv2d(bias_act(upsample2d(x, f), b, act="lrelu"), w, padding=1)
+    return bias_act(upfirdn2d(x, f, down=2), b, act="tanh", clamp=0.9).square().sum()
+
+
+def layer_inputs(device="cpu"):
+    g = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(shape, generator=g).to(device) for shape in ([2, 3, 6, 5], [3, 3, 3, 3], [3]))
+    x = x.contiguous(memory_format=torch.channels_last)
+    return *(t.requires_grad_() for t in (x, w, b)), setup_filter([1, 3, 3, 1], device=device)
+
+
+def assert_all_near(actual, expected):
+    assert all(torch.allclose(a, e, rtol=1e-4, atol=1e-6 * float(e.abs().max())) for a, e in zip(actual, expected))
+
+
+def test_compiled_in_one_graph():
+    *inputs, f = layer_inputs()
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert_all_near(torch.autograd.grad(compiled(*inputs, f), inputs), torch.autograd.grad(layer(*inputs, f), inputs))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_without_gradients_the_native_ops_stand_in_the_graph(dynamic):
+    seen = set()
+
+    def look(graph, inputs):
+        seen.update(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    x, *others, f = layer_inputs()
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(layer, fullgraph=True, backend=look, dynamic=dynamic)
+        for batch in (x, torch.cat([x, x, x])):
+            assert torch.equal(compiled(batch, *others, f), layer(batch, *others, f))
+        if not dynamic:
+            torch.compiler.reset()
+            assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x, *others, f), layer(x, *others, f))
+    assert {"pairing_gan.upfirdn2d.default", "pairing_gan.bias_act.default"} <= seen
+
+
+def gradient_penalty(x, w, b, f):
+    """R1's form by torch.func: a gradient inside, to be differentiated outside."""
+    return torch.func.grad(layer)(x, w, b, f).square().sum()
+
+
+@pytest.mark.parametrize("how", ["eager", "aot_eager"])
+def test_a_gradient_penalty_by_torch_func_equals_the_one_by_autograd(how):
+    *inputs, f = layer_inputs()
+    (dx,) = torch.autograd.grad(layer(*inputs, f), inputs[0], create_graph=True)
+    expected = torch.autograd.grad(dx.square().sum(), inputs)
+    torch.compiler.reset()
+    function = gradient_penalty if how == "eager" else torch.compile(gradient_penalty, fullgraph=True, backend=how)
+    assert_all_near(torch.autograd.grad(function(*inputs, f), inputs), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("last", [False, True])
+def test_the_registrations_are_sound(device, last):
+    x, _, b, f = (t.detach() for t in layer_inputs(device))
+    x = x if last else x.contiguous()
+    backend.used(device)
+    ops = torch.ops.pairing_gan
+    spec = (1, 8, 0.0, 1.5, 0.8)
+    torch.library.opcheck(ops.upfirdn2d.default, (x, f, [2, 1], [1, 1], [1, 2, -1, 2], False, 4.0))
+    torch.library.opcheck(ops.bias_act.default, (x, b, *spec))
+    torch.library.opcheck(ops.bias_act_backward.default, (x.contiguous(), x, b, None, *spec))
+    torch.library.opcheck(ops.bias_act_backward.default, (x.contiguous(), None, None, x, 1, 2, 0.2, 1.5, -1.0))
+    torch.library.opcheck(ops.bias_act_double_backward.default, (x.contiguous(), x, x, b, *spec))
+
+
+@pytest.mark.gpu
+def test_captured_in_a_cuda_graph():
+    *inputs, f = layer_inputs("cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.autograd.grad(layer(*inputs, f), inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gradients = torch.autograd.grad(layer(*inputs, f), inputs)
+    with torch.no_grad():
+        inputs[0].copy_(torch.randn_like(inputs[0]))
+    graph.replay()
+    assert_all_near(gradients, torch.autograd.grad(layer(*inputs, f), inputs))
+
+
+@pytest.mark.gpu
+def test_no_host_waits_for_the_device():
+    *inputs, f = layer_inputs("cuda")
+    torch.autograd.grad(layer(*inputs, f), inputs)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.autograd.grad(layer(*inputs, f), inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_work_is_done_on_the_stream_at_hand():
+    x, f = torch.randn(8, 64, 128, 128, device="cuda"), setup_filter([1, 3, 3, 1], device="cuda")
+    expected = bias_act(upsample2d(x, f), act="lrelu")
+    y, stream = torch.zeros_like(x), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(200):  # on another stream the ops would be done before x is there
+            y.copy_(x.sin().cos())
+        y.copy_(x)
+        result = bias_act(upsample2d(y, f), act="lrelu")
+    stream.synchronize()
+    assert torch.equal(result, expected)
+
+
+# ---- where they do not run
+
+
+def test_formats_without_native_ops_run_the_reference():
+    x, f = torch.randn(1, 2, 6, 6), setup_filter([1, 3, 3, 1])
+    assert backend.native("bias_act", x.half()) is None and backend.native("bias_act", x) is not None
+    assert torch.allclose(upsample2d(x.half(), f).float(), upsample2d(x, f), atol=1e-2)
+    # A filter of more digits than the native ops take is not rounded.
+    f64 = f.double() / 3
+    assert torch.allclose(upsample2d(x.double(), f64).sum(), upsample2d(x.double(), f).sum() / 3, rtol=1e-6)
+    assert not torch.equal(f64.float().double(), f64)
+    assert torch.allclose(upfirdn2d(torch.ones(1, 1, 4, 4, dtype=torch.float64), f64), f64.sum(), rtol=1e-14)
+
+
+def test_a_policy_holds_from_the_next_op_on():
+    assert backend.used("cpu") == "native"
+    backend.set_policy("reference")
+    assert backend.used("cpu") == "reference" and backend.native("bias_act", torch.zeros(1)) is None
+    with pytest.raises(UserError, match="--ops=fast"):
+        backend.set_policy("fast")
+
+
+@pytest.fixture
+def no_library(monkeypatch):
+    """As on a machine that cannot build."""
+
+    def refuse(kind, build=True):
+        raise BuildError("there is no compiler; install one")
+
+    monkeypatch.setattr(custom_ops, "load", refuse)
+    backend._load.cache_clear()
+    yield
+    backend._load.cache_clear()
+
+
+def test_without_a_library_auto_warns_once_and_runs_the_reference(no_library, capsys):
+    backend.set_policy("auto")
+    x = torch.randn(2, 3)
+    assert all(torch.equal(bias_act(x, act="relu", gain=1), x.relu()) for _ in range(3))
+    assert backend.used("cpu") == "reference"
+    assert capsys.readouterr().err.count("there is no compiler; install one") == 1
+
+
+def test_without_a_library_native_is_a_user_error(no_library, capsys):
+    for _ in range(2):
+        with pytest.raises(UserError, match="--ops=native: there is no compiler; install one"):
+            bias_act(torch.randn(2, 3), act="relu")
+    assert capsys.readouterr().err == ""
+
+
+WORKER = """
+import torch
+from torch_utils import custom_ops
+from torch_utils.ops import backend
+
+class Items(torch.utils.data.Dataset):
+    def __len__(self): return 1
+    def __getitem__(self, index): return backend.used("cpu")
+
+if __name__ == "__main__":
+    loader = torch.utils.data.DataLoader(Items(), num_workers=1, multiprocessing_context="spawn")
+    print([item for item in loader])
+"""
+
+
+def test_a_worker_of_a_data_loader_builds_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "worker.py").write_text(WORKER)
+    root = str(custom_ops.SOURCES.parents[2])
+    monkeypatch.setenv("PYTHONPATH", root)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    done = subprocess.run([sys.executable, "worker.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[['reference']]", done.stderr
+    assert "Building" not in done.stderr
+    assert not list((tmp_path / "cache" / "ops").iterdir())

@@ -1,0 +1,25 @@
+"""How the C library hands out the memory of CPU tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+
+# Numbers of <malloc.h>.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+GROWTH = 1 << 26  # bytes by which the heap grows
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Lets this process keep the memory of tensors that it has freed, for the next ones of their size; returns whether it will.
+
+    By default glibc gives the memory of large tensors back to the system, which then hands out zeroed pages one by one at the next
+    allocation: up to a fifth of the time of a training step on a CPU. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: GROWTH}
+    return min(mallopt(name, value) for name, value in settings.items()) == 1

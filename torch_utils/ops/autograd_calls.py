@@ -1,0 +1,50 @@
+"""When the ops are recorded by autograd functions, and how these are called cheaply.
+
+An autograd function with `setup_context`, which torch.func needs, has its arguments bound to the signature of `forward` at every call, to fill in
+defaults. That takes longer than a small op. A signature that is kept beside the function, where Python's `inspect` looks first, and that has
+nothing to fill in, does away with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class _Bound:
+    """Arguments as they were given."""
+
+    def __init__(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.args, self.kwargs = args, kwargs
+
+    def apply_defaults(self) -> None:
+        """There are none."""
+
+
+class _Signature(inspect.Signature):
+    """A signature that is always met in full and by position."""
+
+    def bind(self, *args: Any, **kwargs: Any) -> _Bound:
+        return _Bound(args, kwargs)
+
+
+def positional(forward: Callable) -> Callable:
+    """Decorates the `forward` of an autograd function that is always applied with all of its arguments, by position."""
+    forward.__signature__ = _Signature(list(inspect.signature(forward).parameters.values()))
+    return forward
+
+
+def recorded(*tensors: torch.Tensor | None) -> bool:
+    """Whether anything may be differentiated with respect to the tensors, so that an autograd function must be applied."""
+    return any(t is not None and t.requires_grad for t in tensors)
+
+
+def traced_with_gradients() -> bool:
+    """Whether a compiler traces code that may be differentiated. Then ops are to be made of PyTorch's operators only, which it fuses itself.
+
+    With torch.func inside, torch.compile takes autograd functions apart or cuts their second derivatives off, without a word (torch 2.13).
+    """
+    return torch.compiler.is_compiling() and torch.is_grad_enabled()

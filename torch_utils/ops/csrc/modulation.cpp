@@ -1,0 +1,237 @@
+// The passes around a modulated convolution on the CPU: see modulation.h.
+//
+// Each is one pass over the activations with the channels as the vector. Threads share out samples, or runs of pixels where nothing is summed,
+// so that the sums do not depend on how many threads there are. Sums are kept in float32 over a run of pixels and in float64 over the runs.
+
+#include <omp.h>
+
+#include <cmath>
+#include <new>
+#include <type_traits>
+#include <vector>
+
+#include "modulation.h"
+#include "numbers.h"
+
+namespace {
+
+constexpr int64_t RUN = 64;  // pixels that are summed in float32
+
+struct Run {
+    int64_t sample, first, last;  // pixels [first, last) of a sample
+};
+
+int64_t runs_per_sample(const ModulationArgs& a) { return (a.pixels + RUN - 1) / RUN; }
+
+Run run_at(const ModulationArgs& a, int64_t index) {
+    const int64_t per_sample = runs_per_sample(a), first = index % per_sample * RUN;
+    return {index / per_sample, first, first + RUN < a.pixels ? first + RUN : a.pixels};
+}
+
+int sensible_threads(const ModulationArgs& a, int threads) {
+    const bool small = a.n * a.pixels * a.channels < 16384;
+    return small || threads < 1 ? 1 : threads;
+}
+
+// Room of one thread, made before there are threads since none may throw, for sums of `count` rows of channels: float32 over a run, float64 over all.
+struct Sums {
+    int64_t channels;
+    std::vector<float> run;
+    std::vector<double> all;
+    Sums(int64_t count, int64_t channels) : channels(channels), run(count * channels), all(count * channels) {}
+    float* row(int index) { return run.data() + index * channels; }
+    void start() { all.assign(all.size(), 0.0); }
+    void end_run() {
+        for (size_t i = 0; i < run.size(); i++) {
+            all[i] += run[i];
+            run[i] = 0;
+        }
+    }
+    void store(int index, float* to) const {
+        for (int64_t c = 0; c < channels; c++) to[c] = (float)all[index * channels + c];
+    }
+};
+
+template <class T>
+void modulate(const ModulationArgs& a, const T* x, const float* styles, T* y, int threads) {
+    const int64_t runs = a.n * runs_per_sample(a), channels = a.channels;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t index = 0; index < runs; index++) {
+        const Run run = run_at(a, index);
+        const float* __restrict s = styles + run.sample * channels;
+        for (int64_t p = run.first; p < run.last; p++) {
+            const int64_t at = (run.sample * a.pixels + p) * channels;
+            const T* __restrict from = x + at;
+            T* __restrict to = y + at;
+#pragma omp simd
+            for (int64_t c = 0; c < channels; c++) narrow(widen(from[c]) * s[c], to[c]);
+        }
+    }
+}
+
+template <class T>
+void modulate_backward(const ModulationArgs& a, const T* x, const float* styles, const T* dy, T* dx, float* dstyles, int threads) {
+    const int64_t channels = a.channels, per_sample = runs_per_sample(a);
+    std::vector<Sums> rooms(threads, Sums(1, channels));
+#pragma omp parallel num_threads(threads)
+    {
+        Sums& sums = rooms[omp_get_thread_num()];
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < a.n; n++) {
+            sums.start();
+            const float* __restrict s = styles + n * channels;
+            float* __restrict ds = sums.row(0);
+            for (int64_t r = 0; r < per_sample; r++) {
+                const Run run = run_at(a, n * per_sample + r);
+                for (int64_t p = run.first; p < run.last; p++) {
+                    const int64_t at = (n * a.pixels + p) * channels;
+                    const T *__restrict xs = x + at, *__restrict gs = dy + at;
+                    T* __restrict to = dx + at;
+#pragma omp simd
+                    for (int64_t c = 0; c < channels; c++) {
+                        const float g = widen(gs[c]);
+                        ds[c] += g * widen(xs[c]);
+                        narrow(g * s[c], to[c]);
+                    }
+                }
+                sums.end_run();
+            }
+            sums.store(0, dstyles + n * channels);
+        }
+    }
+}
+
+// The piecewise linear activation: its value is the slope times u, but for the clamp.
+struct Activation {
+    float above, below, bound;
+    explicit Activation(const ModulationArgs& a)
+        : above((float)a.gain), below((float)(a.gain * a.alpha)), bound(a.clamp < 0 ? INFINITY : (float)a.clamp) {}
+    float slope(float u) const { return u > 0 ? above : below; }
+    float clamped(float y) const {
+        y = y > bound ? bound : y;
+        return y < -bound ? -bound : y;
+    }
+};
+
+template <class T>
+void epilogue(const ModulationArgs& a, const T* x, const float* scale, const float* noise, const float* bias, T* y, int threads) {
+    const int64_t runs = a.n * runs_per_sample(a), channels = a.channels;
+    const Activation act(a);
+    const std::vector<float> zeros(bias ? 0 : channels, 0.0f);
+    const float* __restrict b = bias ? bias : zeros.data();
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t index = 0; index < runs; index++) {
+        const Run run = run_at(a, index);
+        const float* __restrict d = scale + run.sample * channels;
+        const float* shift = noise ? noise + (a.noise_per_sample ? run.sample * a.pixels : 0) : nullptr;
+        for (int64_t p = run.first; p < run.last; p++) {
+            const int64_t at = (run.sample * a.pixels + p) * channels;
+            const float z = shift ? shift[p] : 0.0f;
+            const T* from = x + at;
+            T* to = y + at;
+#pragma omp simd
+            for (int64_t c = 0; c < channels; c++) {
+                const float u = widen(from[c]) * d[c] + (b[c] + z);
+                narrow(act.clamped(act.slope(u) * u), to[c]);
+            }
+        }
+    }
+}
+
+template <class T>
+void epilogue_backward(const ModulationArgs& a, const T* x, const float* scale, const float* noise, const float* bias, const T* dy, T* dx,
+                       float* dscale, float* dbias, float* dnoise, int threads) {
+    const int64_t channels = a.channels, per_sample = runs_per_sample(a);
+    const Activation act(a);
+    const std::vector<float> zeros(bias ? 0 : channels, 0.0f);
+    const float* __restrict b = bias ? bias : zeros.data();
+    std::vector<Sums> rooms(threads, Sums(2, channels));
+#pragma omp parallel num_threads(threads)
+    {
+        Sums& sums = rooms[omp_get_thread_num()];
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < a.n; n++) {
+            sums.start();
+            const float* __restrict d = scale + n * channels;
+            const float* shift = noise ? noise + (a.noise_per_sample ? n * a.pixels : 0) : nullptr;
+            float *__restrict dd = sums.row(0), *__restrict db = sums.row(1);
+            for (int64_t r = 0; r < per_sample; r++) {
+                const Run run = run_at(a, n * per_sample + r);
+                for (int64_t p = run.first; p < run.last; p++) {
+                    const int64_t at = (n * a.pixels + p) * channels;
+                    const float z = shift ? shift[p] : 0.0f;
+                    const T *__restrict xs = x + at, *__restrict gs = dy + at;
+                    T* __restrict to = dx + at;
+                    float total = 0;
+#pragma omp simd reduction(+ : total)
+                    for (int64_t c = 0; c < channels; c++) {
+                        const float v = widen(xs[c]), g = widen(gs[c]);
+                        const float u = v * d[c] + (b[c] + z), slope = act.slope(u);
+                        const float du = std::fabs(slope * u) > act.bound ? 0.0f : g * slope;
+                        dd[c] += du * v;
+                        db[c] += du;
+                        total += du;
+                        narrow(du * d[c], to[c]);
+                    }
+                    if (dnoise) dnoise[n * a.pixels + p] = total;
+                }
+                sums.end_run();
+            }
+            sums.store(0, dscale + n * channels);
+            sums.store(1, dbias + n * channels);
+        }
+    }
+}
+
+// Runs `pass` for the element type of the arguments, handed over as a null pointer to it.
+template <class Pass>
+int32_t for_type(const ModulationArgs* a, Pass pass) {
+    if (!a || a->n < 0 || a->pixels < 0 || a->channels < 0) return BAD_ARGUMENT;
+    if (a->n == 0 || a->channels == 0) return OK;
+    try {
+        if (a->dtype == F32) {
+            pass((float*)nullptr);
+        } else if (a->dtype == BF16) {
+            pass((bfloat16*)nullptr);
+        } else {
+            return BAD_DTYPE;
+        }
+    } catch (const std::bad_alloc&) {
+        return OUT_OF_MEMORY;
+    }
+    return OK;
+}
+
+}  // namespace
+
+int32_t modulate_cpu(const ModulationArgs* args, const void* x, const float* styles, void* y, int32_t threads) {
+    return for_type(args, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        modulate(*args, (const T*)x, styles, (T*)y, sensible_threads(*args, threads));
+    });
+}
+
+int32_t modulate_backward_cpu(const ModulationArgs* args, const void* x, const float* styles, const void* dy, void* dx, float* dstyles,
+                              int32_t threads) {
+    return for_type(args, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        modulate_backward(*args, (const T*)x, styles, (const T*)dy, (T*)dx, dstyles, sensible_threads(*args, threads));
+    });
+}
+
+int32_t epilogue_cpu(const ModulationArgs* args, const void* x, const float* scale, const float* noise, const float* bias, void* y,
+                     int32_t threads) {
+    return for_type(args, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        epilogue(*args, (const T*)x, scale, noise, bias, (T*)y, sensible_threads(*args, threads));
+    });
+}
+
+int32_t epilogue_backward_cpu(const ModulationArgs* args, const void* x, const float* scale, const float* noise, const float* bias,
+                              const void* dy, void* dx, float* dscale, float* dbias, float* dnoise, int32_t threads) {
+    return for_type(args, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        epilogue_backward(*args, (const T*)x, scale, noise, bias, (const T*)dy, (T*)dx, dscale, dbias, dnoise,
+                          sensible_threads(*args, threads));
+    });
+}
