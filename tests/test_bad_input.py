@@ -168,7 +168,8 @@ def test_a_device_that_is_not_there(refused_training, good, monkeypatch):
     assert "--device=cuda: torch" in refused_training(good / "pics.zip", "--device=cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert "--gpus=2: this machine has 1 device(s) of kind cuda" in refused_training(good / "pics.zip", "--device=cuda", "--gpus=2", "--ops=reference")
+    options = ["--device=cuda", "--gpus=2", "--ops=reference"]
+    assert "--gpus=2: this machine has 1 device(s) of kind cuda" in refused_training(good / "pics.zip", *options)
 
 
 def test_torchrun_with_another_number_of_processes(refused_training, good, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from torch_utils.ops import backend
+from torch_utils.ops.autograd_calls import traced_with_gradients
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 
 # Activations that are u above 0 and a slope times u below.
@@ -60,7 +61,7 @@ def _runs_native(x: torch.Tensor) -> bool:
     """Whether the native passes take `x`."""
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_contiguous(memory_format=torch.channels_last):
         return False
-    return backend.in_use("cpu")
+    return backend.in_use("cpu") and not traced_with_gradients()
 
 
 class _Modulate(torch.autograd.Function):
