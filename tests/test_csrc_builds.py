@@ -9,7 +9,7 @@ import csrc_calls
 import pytest
 
 HERE = pathlib.Path(__file__).parent
-CPU_OPS = ("errors.cpp", "upfirdn2d.cpp", "bias_act.cpp")
+CPU_OPS = ("errors.cpp", "upfirdn2d.cpp", "bias_act.cpp", "modulation.cpp")
 ARCHITECTURES = (80, 90, 120)
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc")

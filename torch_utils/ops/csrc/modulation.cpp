@@ -3,8 +3,6 @@
 // Each is one pass over the activations with the channels as the vector. Threads share out samples, or runs of pixels where nothing is summed,
 // so that the sums do not depend on how many threads there are. Sums are kept in float32 over a run of pixels and in float64 over the runs.
 
-#include <omp.h>
-
 #include <cmath>
 #include <new>
 #include <type_traits>
@@ -12,6 +10,7 @@
 
 #include "modulation.h"
 #include "numbers.h"
+#include "threads.h"
 
 namespace {
 
@@ -54,30 +53,29 @@ struct Sums {
 
 template <class T>
 void modulate(const ModulationArgs& a, const T* x, const float* styles, T* y, int threads) {
-    const int64_t runs = a.n * runs_per_sample(a), channels = a.channels;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t index = 0; index < runs; index++) {
-        const Run run = run_at(a, index);
-        const float* __restrict s = styles + run.sample * channels;
-        for (int64_t p = run.first; p < run.last; p++) {
-            const int64_t at = (run.sample * a.pixels + p) * channels;
-            const T* __restrict from = x + at;
-            T* __restrict to = y + at;
+    share(a.n * runs_per_sample(a), threads, [&](int64_t, int64_t begin, int64_t end) {
+        const int64_t channels = a.channels;
+        for (int64_t index = begin; index < end; index++) {
+            const Run run = run_at(a, index);
+            const float* __restrict s = styles + run.sample * channels;
+            for (int64_t p = run.first; p < run.last; p++) {
+                const int64_t at = (run.sample * a.pixels + p) * channels;
+                const T* __restrict from = x + at;
+                T* __restrict to = y + at;
 #pragma omp simd
-            for (int64_t c = 0; c < channels; c++) narrow(widen(from[c]) * s[c], to[c]);
+                for (int64_t c = 0; c < channels; c++) narrow(widen(from[c]) * s[c], to[c]);
+            }
         }
-    }
+    });
 }
 
 template <class T>
 void modulate_backward(const ModulationArgs& a, const T* x, const float* styles, const T* dy, T* dx, float* dstyles, int threads) {
-    const int64_t channels = a.channels, per_sample = runs_per_sample(a);
-    std::vector<Sums> rooms(threads, Sums(1, channels));
-#pragma omp parallel num_threads(threads)
-    {
-        Sums& sums = rooms[omp_get_thread_num()];
-#pragma omp for schedule(static)
-        for (int64_t n = 0; n < a.n; n++) {
+    std::vector<Sums> rooms(threads, Sums(1, a.channels));
+    share(a.n, threads, [&](int64_t thread, int64_t begin, int64_t end) {
+        const int64_t channels = a.channels, per_sample = runs_per_sample(a);
+        Sums& sums = rooms[thread];
+        for (int64_t n = begin; n < end; n++) {
             sums.start();
             const float* __restrict s = styles + n * channels;
             float* __restrict ds = sums.row(0);
@@ -98,7 +96,7 @@ void modulate_backward(const ModulationArgs& a, const T* x, const float* styles,
             }
             sums.store(0, dstyles + n * channels);
         }
-    }
+    });
 }
 
 // The piecewise linear activation: its value is the slope times u, but for the clamp.
@@ -115,42 +113,42 @@ struct Activation {
 
 template <class T>
 void epilogue(const ModulationArgs& a, const T* x, const float* scale, const float* noise, const float* bias, T* y, int threads) {
-    const int64_t runs = a.n * runs_per_sample(a), channels = a.channels;
-    const Activation act(a);
-    const std::vector<float> zeros(bias ? 0 : channels, 0.0f);
-    const float* __restrict b = bias ? bias : zeros.data();
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t index = 0; index < runs; index++) {
-        const Run run = run_at(a, index);
-        const float* __restrict d = scale + run.sample * channels;
-        const float* shift = noise ? noise + (a.noise_per_sample ? run.sample * a.pixels : 0) : nullptr;
-        for (int64_t p = run.first; p < run.last; p++) {
-            const int64_t at = (run.sample * a.pixels + p) * channels;
-            const float z = shift ? shift[p] : 0.0f;
-            const T* from = x + at;
-            T* to = y + at;
+    const std::vector<float> zeros(bias ? 0 : a.channels, 0.0f);
+    share(a.n * runs_per_sample(a), threads, [&](int64_t, int64_t begin, int64_t end) {
+        // Not outside: what a lambda refers to might change with every store, and nothing would be vectorised.
+        const int64_t channels = a.channels;
+        const Activation act(a);
+        const float* __restrict b = bias ? bias : zeros.data();
+        for (int64_t index = begin; index < end; index++) {
+            const Run run = run_at(a, index);
+            const float* __restrict d = scale + run.sample * channels;
+            const float* shift = noise ? noise + (a.noise_per_sample ? run.sample * a.pixels : 0) : nullptr;
+            for (int64_t p = run.first; p < run.last; p++) {
+                const int64_t at = (run.sample * a.pixels + p) * channels;
+                const float z = shift ? shift[p] : 0.0f;
+                const T* from = x + at;
+                T* to = y + at;
 #pragma omp simd
-            for (int64_t c = 0; c < channels; c++) {
-                const float u = widen(from[c]) * d[c] + (b[c] + z);
-                narrow(act.clamped(act.slope(u) * u), to[c]);
+                for (int64_t c = 0; c < channels; c++) {
+                    const float u = widen(from[c]) * d[c] + (b[c] + z);
+                    narrow(act.clamped(act.slope(u) * u), to[c]);
+                }
             }
         }
-    }
+    });
 }
 
 template <class T>
 void epilogue_backward(const ModulationArgs& a, const T* x, const float* scale, const float* noise, const float* bias, const T* dy, T* dx,
                        float* dscale, float* dbias, float* dnoise, int threads) {
-    const int64_t channels = a.channels, per_sample = runs_per_sample(a);
-    const Activation act(a);
-    const std::vector<float> zeros(bias ? 0 : channels, 0.0f);
-    const float* __restrict b = bias ? bias : zeros.data();
-    std::vector<Sums> rooms(threads, Sums(2, channels));
-#pragma omp parallel num_threads(threads)
-    {
-        Sums& sums = rooms[omp_get_thread_num()];
-#pragma omp for schedule(static)
-        for (int64_t n = 0; n < a.n; n++) {
+    const std::vector<float> zeros(bias ? 0 : a.channels, 0.0f);
+    std::vector<Sums> rooms(threads, Sums(2, a.channels));
+    share(a.n, threads, [&](int64_t thread, int64_t begin, int64_t end) {
+        const int64_t channels = a.channels, per_sample = runs_per_sample(a);
+        const Activation act(a);
+        const float* __restrict b = bias ? bias : zeros.data();
+        Sums& sums = rooms[thread];
+        for (int64_t n = begin; n < end; n++) {
             sums.start();
             const float* __restrict d = scale + n * channels;
             const float* shift = noise ? noise + (a.noise_per_sample ? n * a.pixels : 0) : nullptr;
@@ -180,7 +178,7 @@ void epilogue_backward(const ModulationArgs& a, const T* x, const float* scale, 
             sums.store(0, dscale + n * channels);
             sums.store(1, dbias + n * channels);
         }
-    }
+    });
 }
 
 // Runs `pass` for the element type of the arguments, handed over as a null pointer to it.
