@@ -7,6 +7,7 @@ address (a page of another site that resolves its name to 127.0.0.1 sends that n
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
 import re
 import socket
@@ -254,5 +255,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             raise Refused(HTTPStatus.BAD_REQUEST, "nothing is to be sent here")
 
-    def log_message(self, *args: Any) -> None:
-        """Quiet: a page asks for many images."""
+    def log_message(self, format: str, *args: Any) -> None:
+        """To the log of Python, where nobody listens by default: a page asks for many images."""
+        logging.getLogger(__name__).debug(format, *args)

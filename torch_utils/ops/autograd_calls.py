@@ -17,11 +17,10 @@ import torch
 class _Bound:
     """Arguments as they were given."""
 
+    apply_defaults = staticmethod(dict)  # there are none
+
     def __init__(self, args: tuple, kwargs: dict[str, Any]) -> None:
         self.args, self.kwargs = args, kwargs
-
-    def apply_defaults(self) -> None:
-        """There are none."""
 
 
 class _Signature(inspect.Signature):

@@ -289,7 +289,7 @@ class _BiasActDoubleBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        raise NotImplementedError(f"the native bias_act differentiates {ctx.act} twice, not three times; set the policy of ops to reference")
+        raise RuntimeError(f"the native bias_act differentiates {ctx.act} twice, not three times; set the policy of ops to reference")
 
 
 def bias_act(x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None) -> torch.Tensor:
