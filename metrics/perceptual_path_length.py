@@ -6,7 +6,6 @@ not depend on their number and the training state is left alone. Which variant a
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from dnnlib import UserError
 from metrics.detectors.images import to_rgb_float
 from metrics.features import LATENT_BLOCK, GeneratorSource, full_precision, rank_and_count
+from torch_utils.layers import float32_copy
 
 PATH_LENGTHS: dict[str, dict[str, Any]] = {
     "ppl2_wend": {"space": "w", "sampling": "end", "crop": False},
@@ -75,7 +75,7 @@ def perceptual_path_length(
     _check(G, num_samples, epsilon, space, sampling, crop, batch)
     device = torch.device(device)
     source = GeneratorSource(G, dataset, device, seed=seed)
-    path = _Path(_frozen_copy(G), device, distance, space, epsilon, crop, truncation_psi)
+    path = _Path(float32_copy(G), device, distance, space, epsilon, crop, truncation_psi)
     rank, ranks = rank_and_count()
     lengths = torch.zeros(num_samples, device=device)
     with torch.no_grad(), full_precision():
@@ -105,18 +105,9 @@ def _check(G: Any, num_samples: int, epsilon: float, space: str, sampling: str, 
         raise UserError(f"a path length with crop needs images of at least 8x8 pixels, the generator makes {G.img_resolution}x{G.img_resolution}")
 
 
-def _frozen_copy(G: Any) -> Any:
-    """A copy of the generator to draw noise into, in eval mode and float32: half precision has no digits for a step this small."""
-    frozen = copy.deepcopy(G).eval().requires_grad_(False)
-    for part in frozen.modules():
-        if hasattr(part, "low_precision"):
-            part.low_precision = None
-    return frozen
-
-
 @dataclasses.dataclass(frozen=True)
 class _Path:
-    """How to walk: a generator that is ours to change, and the arguments of `perceptual_path_length`."""
+    """How to walk: the arguments of `perceptual_path_length`, and a generator to draw noise into, in float32: half has no digits for so small a step."""
 
     G: Any
     device: torch.device

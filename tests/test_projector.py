@@ -18,12 +18,12 @@ from dnnlib import UserError
 from metrics.detectors import embedded
 from metrics.features import full_precision
 from torch_utils.checkpoint import save_networks
+from torch_utils.layers import float32_copy
 from training.images import save_png
 from training.networks import network_record
 from training.perceptual import PerceptualDistance, embedded_maps, perceptual_distance
 from training.projection import Settings, noise_penalty, project, schedule, w_statistics
 from training.sampling import Renderer
-from training.trained import float32_copy
 
 CPU = torch.device("cpu")
 PIXELS = PerceptualDistance("pixels", lambda images: images.flatten(1) / 255)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torch_utils.ops import upfirdn2d
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
 
+Module = TypeVar("Module", bound=nn.Module)
 DEFAULT_FILTER = (1, 3, 3, 1)
 LOW_PRECISION = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -27,6 +30,15 @@ def block_dtype(low_precision: torch.dtype | None, device: torch.device) -> torc
     """
     supported = {"cuda": (torch.float16, torch.bfloat16), "cpu": (torch.bfloat16,)}.get(device.type, ())
     return low_precision if low_precision in supported else torch.float32
+
+
+def float32_copy(network: Module) -> Module:
+    """A copy of a network that computes in float32 at every resolution and on every device, in eval mode and without gradients."""
+    result = copy.deepcopy(network).eval().requires_grad_(False)
+    for part in result.modules():
+        if hasattr(part, "low_precision"):
+            part.low_precision = None
+    return result
 
 
 def block_memory_format(device: torch.device, dtype: torch.dtype, channels_last: bool) -> torch.memory_format:

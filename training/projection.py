@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from dnnlib import UserError
+from torch_utils.layers import float32_copy
 from training.networks import Generator
 from training.perceptual import PerceptualDistance
-from training.trained import float32_copy
 
 MEAN_SEED = 123  # of the latents that mean and spread of w are estimated with, as in StyleGAN2-ADA
 MEAN_BATCH = 1000

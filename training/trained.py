@@ -5,7 +5,6 @@ How images are made of it is `training.sampling`'s business.
 
 from __future__ import annotations
 
-import copy
 import pathlib
 import tempfile
 from collections.abc import Iterable
@@ -28,15 +27,6 @@ def load_generator(network: str) -> Generator:
     if "G_ema" not in networks:
         raise UserError(f"--network={network} holds no G_ema; a snapshot of a training run does")
     return networks.G_ema
-
-
-def float32_copy(G: Generator) -> Generator:
-    """A copy of a generator that computes in float32 at every resolution and on every device, in eval mode and without gradients."""
-    result = copy.deepcopy(G).eval().requires_grad_(False)
-    for part in result.modules():
-        if hasattr(part, "low_precision"):
-            part.low_precision = None
-    return result
 
 
 def check_class(class_index: int | None, G: Generator, required: bool = True) -> None:
