@@ -107,7 +107,10 @@ def _check(G: Any, num_samples: int, epsilon: float, space: str, sampling: str, 
 
 @dataclasses.dataclass(frozen=True)
 class _Path:
-    """How to walk: the arguments of `perceptual_path_length`, and a generator to draw noise into, in float32: half has no digits for so small a step."""
+    """How to walk: the arguments of `perceptual_path_length`, and a generator to draw noise into.
+
+    It computes in float32: half precision has no digits for a step this small.
+    """
 
     G: Any
     device: torch.device
