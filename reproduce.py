@@ -19,7 +19,7 @@ import shlex
 
 import click
 
-from dnnlib import UserError, atomic_write_text
+from dnnlib import UserError, atomic_write_text, make_folder
 from dnnlib.cli import CommaList, run_command
 from dnnlib.log import Logger
 from experiments.images import show
@@ -63,10 +63,7 @@ main = click.Group("reproduce", help="Reproduces the paper's tables and figures,
 
 def log_into(out: pathlib.Path) -> Logger:
     """Makes the folder, and copies what is printed to its log. Raises UserError if it cannot be made."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder --out={out}: {error.strerror or error}") from error
+    make_folder(out, named=f"--out={out}")
     return Logger(out / LOG_FILE)
 
 

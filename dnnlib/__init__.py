@@ -2,6 +2,6 @@
 
 from dnnlib.easydict import EasyDict
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_path, atomic_write_bytes, atomic_write_text
+from dnnlib.files import atomic_path, atomic_write_bytes, atomic_write_text, make_folder
 
-__all__ = ["EasyDict", "UserError", "atomic_path", "atomic_write_bytes", "atomic_write_text"]
+__all__ = ["EasyDict", "UserError", "atomic_path", "atomic_write_bytes", "atomic_write_text", "make_folder"]

@@ -33,6 +33,21 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: str | os.PathLike, named: str = "") -> None:
+    """Makes a folder and those above it, where they are missing.
+
+    Args:
+        named: how the message calls it, such as --out=DIR; default is the path.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {named or path}: {error.strerror or error}") from error
+
+
 def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Writes `data` to `path`, whole or not at all. Raises UserError where that is impossible."""
     with atomic_path(path) as temporary:

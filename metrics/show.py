@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dnnlib import UserError, atomic_write_text
+from dnnlib import UserError, atomic_write_text, make_folder
 from metrics import knn
 from metrics.image_sheet import draw_sheet
 
@@ -210,10 +210,7 @@ def make_sheets(
     }
     out = pathlib.Path(out)
     stem = out.with_suffix("") if out.suffix.lower() in SUFFIXES else out
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {stem.parent}: {error.strerror or error}") from error
+    make_folder(stem.parent)
     written = []
     for name, pairs in looks.items():
         cells = [_cell(name, pair, real_images, fake_images) for pair in pairs]

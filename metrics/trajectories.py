@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 
-from dnnlib import UserError, atomic_path, atomic_write_text
+from dnnlib import atomic_path, atomic_write_text, make_folder
 from metrics import trajectory_figures
 from metrics.runs import Group, Point, Run, group_runs, load_runs
 
@@ -56,10 +56,7 @@ def plot(runs: Sequence[Run], out: pathlib.Path | str, title: str = "") -> list[
     """
     out = pathlib.Path(out)
     stem = out.with_suffix("") if out.suffix.lower() in SUFFIXES else out
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {stem.parent}: {error.strerror or error}") from error
+    make_folder(stem.parent)
     groups, planes = group_runs(runs), find_planes(runs)
     points = _any_points(runs)
     title = title or (groups[0].label if len(groups) == 1 else "")

@@ -12,8 +12,6 @@ import time
 import pytest
 import torch
 
-import reproduce
-from dnnlib.cli import run_command
 from experiments.images.results import load_tables
 from experiments.images.run_state import run_folders
 
@@ -22,19 +20,6 @@ ALL_RUNS = {
     *(f"smoke-noaug-{name}-seed0" for name in ("stylegan2", "pairing-gan", "ms-gan-r1", "pairing-gan-.01", "pairing-gan-.10")),
     *(f"smoke-ada-{name}-ada-seed0" for name in ("stylegan2", "pairing-gan", "ms-gan-r1")),
 }
-
-
-@pytest.fixture
-def command(capsys):
-    """Runs the command as a script: (exit status, output, errors)."""
-
-    def execute(*args):
-        with pytest.raises(SystemExit) as leaving:
-            run_command(reproduce.main, [str(arg) for arg in args])
-        printed = capsys.readouterr()
-        return leaving.value.code, printed.out, printed.err
-
-    return execute
 
 
 def lines_of(out):

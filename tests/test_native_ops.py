@@ -7,11 +7,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from torch_utils import toolchain
 from torch_utils.ops import backend
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d, upsample2d
-from torch_utils.toolchain import BuildError
 
 CASES = 25  # per seed; every seed is a test
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -20,16 +18,7 @@ ROUNDING = {torch.float64: 1e-15, torch.float32: 1e-7, torch.bfloat16: 2**-8, to
 ARITHMETIC = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
 
 
-@pytest.fixture(autouse=True)
-def native():
-    """Native ops are required; a test is skipped only where there is nothing to build them with."""
-    try:
-        toolchain.tool_identity("cpu")
-    except BuildError as error:
-        pytest.skip(str(error))
-    backend.set_policy("native")
-    yield
-    backend.set_policy("auto")
+pytestmark = pytest.mark.usefixtures("native_ops")
 
 
 def pick(generator, values):

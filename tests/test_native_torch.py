@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dnnlib import UserError
-from torch_utils import custom_ops, toolchain
+from torch_utils import custom_ops
 from torch_utils.ops import backend
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d, upsample2d
@@ -16,16 +16,7 @@ from torch_utils.toolchain import BuildError
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-@pytest.fixture(autouse=True)
-def native():
-    """Native ops are required; a test is skipped only where there is nothing to build them with."""
-    try:
-        toolchain.tool_identity("cpu")
-    except BuildError as error:
-        pytest.skip(str(error))
-    backend.set_policy("native")
-    yield
-    backend.set_policy("auto")
+pytestmark = pytest.mark.usefixtures("native_ops")
 
 
 def layer(x, w, b, f):

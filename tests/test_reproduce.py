@@ -6,7 +6,6 @@ import json
 import pytest
 
 import reproduce
-from dnnlib.cli import run_command
 from experiments.paper import run as running
 from experiments.paper.results import read_result
 from experiments.paper.toy_experiments import EXPERIMENTS
@@ -37,19 +36,6 @@ def calls(monkeypatch):
 def planted_part(study, method, place, seed):
     measures = dict.fromkeys(MEASURES, 0.5 + 0.05 * place + 0.001 * seed * (1 + place % 2))
     return Part(study, method, seed, measures, [], {}, {})
-
-
-@pytest.fixture
-def command(capsys):
-    """Runs the command as a script: (exit status, output, errors)."""
-
-    def execute(*args):
-        with pytest.raises(SystemExit) as leaving:
-            run_command(reproduce.main, [str(arg) for arg in args])
-        printed = capsys.readouterr()
-        return leaving.value.code, printed.out, printed.err
-
-    return execute
 
 
 def contents(folder):

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dnnlib import UserError, atomic_write_text
+from dnnlib import UserError, atomic_write_text, make_folder
 from experiments.report.figures import title_of
 from experiments.report.markup import Markup, count, element, join, with_spread
 from experiments.report.plain import as_data, as_markdown
@@ -51,10 +51,7 @@ def make_page(tables: Sequence[TableResult], runs: Sequence[RunResult], out: pat
     results = collect(tables, runs)
     if not tables and not results:
         raise UserError("there is nothing to report: no table and no run is given; name at least one run folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror or error}") from error
+    make_folder(out)
     studies, problems = find_studies(results)
     galleries = make_galleries(studies, problems)
     title = TITLE_OF_TABLES if tables else TITLE_OF_RUNS

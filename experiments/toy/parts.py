@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dnnlib import UserError, atomic_write_bytes
+from dnnlib import UserError, atomic_write_bytes, make_folder
 from experiments.toy.models import Stack
 
 METADATA_KEY = "part"
@@ -57,10 +57,7 @@ def save_part(part: Part, out: pathlib.Path, protocol: dict[str, Any]) -> None:
     tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     described = {"study": part.study, "method": part.method, "seed": part.seed, "measures": part.measures, "protocol": protocol}
     path = part_path(out, part.study, part.method, part.seed)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
+    make_folder(path.parent)
     atomic_write_bytes(path, safetensors.torch.save(tensors, metadata={METADATA_KEY: json.dumps(described)}))
 
 
