@@ -4,7 +4,9 @@ import pytest
 import torch
 from test_networks import CONFIGS, golden, near
 
+from pairing.losses import infonce, mode_seeking
 from pairing.network import PairingNetwork
+from torch_utils import training_stats
 from training import objectives
 from training.loss import StyleGAN2Loss, trainable
 from training.networks import Discriminator, Generator
@@ -117,6 +119,25 @@ def test_joint_loss_is_adversarial_plus_lambda_times_pairing():
             loss.accumulate_gradients("Gmain", *batch())
         grads.append(flat(G))
     torch.testing.assert_close(grads[2] - grads[1], grads[1] - grads[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("term, chosen", [("pairing", dict(with_P=True, pairing_weight=0.3)), ("ms", dict(ms_weight=2.0))])
+def test_gradient_norms_of_the_terms_are_those_of_each_image(term, chosen, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(training_stats, "report", lambda name, value: seen.setdefault(name, torch.as_tensor(value)))
+    G, D, P, loss = small(**chosen)
+    real, real_c, z, c = batch()
+    with trainable(G, P):
+        loss.accumulate_gradients("Gmain", real, real_c, z, c, gain=0.25)
+    c = c if term == "pairing" else torch.cat([c[:2], c[:2]])
+    img = G.synthesis(G.mapping(z, c)).detach().requires_grad_()
+    if term == "pairing":
+        extra = 0.3 * infonce(P.embed_image(img), P.embed_latent(z), 0.1)[0]
+    else:
+        extra = 2 * mode_seeking(img[:2], img[2:], z[:2], z[2:])
+    for name, value in (("G", objectives.generator_loss(D(img, c)).mean()), (term, extra)):
+        expected = torch.autograd.grad(value, img)[0].flatten(1).norm(dim=1) * len(img)
+        torch.testing.assert_close(seen[f"Loss/{name}/grad_norm"], expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["logistic", "relativistic"])

@@ -92,7 +92,7 @@ def test_statistics_have_the_fields_names(full):
     names = """Loss/scores/fake Loss/scores/real Loss/signs/fake Loss/signs/real Loss/G/loss Loss/D/loss Loss/pl_penalty Loss/G/reg Loss/r1_penalty
         Loss/D/reg Progress/tick Progress/kimg Progress/augment Timing/total_sec Timing/sec_per_tick Timing/sec_per_kimg Timing/maintenance_sec
         Timing/total_hours Timing/total_days Timing/Gmain Timing/Greg Timing/Dmain Timing/Dreg Resources/cpu_mem_gb Resources/peak_gpu_mem_gb
-        Loss/pairing/loss Loss/pairing/accuracy Loss/pairing/weight Progress/nonfinite timestamp"""
+        Loss/pairing/loss Loss/pairing/accuracy Loss/pairing/weight Loss/pairing/grad_norm Loss/G/grad_norm Progress/nonfinite timestamp"""
     assert set(first) == set(names.split())
     assert all(set(value) == {"num", "mean", "std"} for key, value in first.items() if key != "timestamp")
     assert [line["Progress/tick"]["mean"] for line in stats_of(full)] == about([0, 1, 2])

@@ -103,8 +103,8 @@ class StyleGAN2Loss:
 
     # Terms.
 
-    def pairing_term(self, img: torch.Tensor, z: torch.Tensor, plain_ws: torch.Tensor) -> torch.Tensor:
-        """The unweighted pairing loss of one batch, reported with its accuracy."""
+    def pairing_term(self, img: torch.Tensor, z: torch.Tensor, plain_ws: torch.Tensor, gain: float = 1) -> torch.Tensor:
+        """The unweighted pairing loss of one batch, reported with its accuracy and, in a backward pass of `gain`, with its gradient."""
         latent = z if self.pairing_space == "z" else plain_ws[:, 0].detach()
         if self.pairing_shuffle:
             latent = latent.roll(1, dims=0)
@@ -113,7 +113,7 @@ class StyleGAN2Loss:
         e_z = self.P.embed_latent(latent)
         # The other ranks' latents travel while the image tower runs.
         gather = LatentGather(e_z) if self.pairing_gather and self.pairing_mode == "infonce" else None
-        e_x = self.P.embed_image(img)
+        e_x = self.P.embed_image(_watched("pairing", img, gain))
         if self.pairing_mode == "binary":
             loss, accuracy = binary_pairing(e_x, e_z, self.pairing_tau)
         else:
@@ -132,7 +132,8 @@ class StyleGAN2Loss:
             half = len(z) // 2
             c = torch.cat([c[:half], c[:half], c[2 * half :]])
         img, _, plain_ws = self.run_G(z, c)
-        logits = self.run_D(img, c)
+        judged = img if self.P is None and not self.ms_weight else _watched("G", img, gain)
+        logits = self.run_D(judged, c)
         training_stats.report("Loss/scores/fake", logits)
         training_stats.report("Loss/signs/fake", logits.sign())
         if self.objective == "relativistic":
@@ -144,9 +145,10 @@ class StyleGAN2Loss:
         training_stats.report("Loss/G/loss", loss)
         loss = loss.mean()
         if self.P is not None:
-            loss = loss + self.pairing_weight * self.pairing_term(img, z, plain_ws)
+            loss = loss + self.pairing_weight * self.pairing_term(img, z, plain_ws, gain)
         if self.ms_weight > 0:
-            seeking = mode_seeking(img[:half], img[half : 2 * half], z[:half], z[half : 2 * half])
+            sought = _watched("ms", img, gain)
+            seeking = mode_seeking(sought[:half], sought[half : 2 * half], z[:half], z[half : 2 * half])
             training_stats.report("Loss/ms/loss", seeking)
             loss = loss + self.ms_weight * seeking
         (loss * gain).backward()
@@ -250,6 +252,19 @@ class StyleGAN2Loss:
             main, reg = phase in ("Dmain", "Dboth"), phase in ("Dreg", "Dboth")
             if main or (reg and (self.r1_gamma > 0 or self.r2_gamma > 0)):
                 self._discriminator(real_img, real_c, gen_z, gen_c, gain, main, reg)
+
+
+def _watched(term: str, img: torch.Tensor, gain: float) -> torch.Tensor:
+    """The same images, by a path of their own on which the norm of a term's gradient, its weight included, is reported image by image."""
+
+    def report(gradient: torch.Tensor) -> None:
+        norms = gradient.detach().float().flatten(1).norm(dim=1)
+        training_stats.report(f"Loss/{term}/grad_norm", norms * (len(norms) / gain))  # every loss is a mean over the images
+
+    img = img.view_as(img)
+    if img.requires_grad:
+        img.register_hook(report)
+    return img
 
 
 @contextlib.contextmanager
