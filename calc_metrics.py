@@ -354,7 +354,7 @@ def plot(runs: tuple[str, ...], out: str, title: str) -> None:
 @click.option("--data", help="Data set of a conditional network's labels  [default: its own]", metavar="PATH")
 @click.option("--out", help="Common beginning of the files", metavar="PATH", default="look", show_default=True)
 @click.option("--detector", help="inception, vgg16, embedded or a TorchScript file", default="vgg16", show_default=True, metavar="NAME|PATH")
-@click.option("--samples", help="Images of --fake  [default: as many as real ones]", type=click.IntRange(min=2))
+@click.option("--samples", help="Images of either side at most  [default: 50,000 real ones, and as many of --fake]", type=click.IntRange(min=2))
 @click.option("--count", help="Pairs of images on a sheet", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--nearest-k", help="Neighbours that set a radius", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--device", help="Where to compute", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
@@ -371,8 +371,8 @@ def show(**options: Any) -> None:
         if isinstance(side, FileSide):
             raise UserError(f"{side.name} holds features, but there are images to be shown; name the images by --{role}")
     check_sizes([sides["fake"], sides["real"]])
-    # The real images are those of `coverage`, so that features which it left in the cache serve again.
-    counts = {"real": min(sides["real"].available() or MAX_SHOWN, MAX_SHOWN)}
+    # The real images are those of a coverage of as many, so that features which it left in the cache serve again.
+    counts = {"real": min(opts.samples or MAX_SHOWN, sides["real"].available() or MAX_SHOWN)}
     counts["fake"] = min(opts.samples or counts["real"], sides["fake"].available() or MAX_SHOWN)
     wants = {role: side.want(detector, Rows, counts[role], sampled=True) for role, side in sides.items()}
     options = PassOptions(opts.batch, opts.run_on, workers=3)

@@ -22,20 +22,9 @@ from dnnlib.download import is_url
 from metrics.registry import check_detectors, parse_metrics
 from torch_utils import distributed
 from training import config
-from training.dataset import ImageFolderDataset
 from training.options import Options, add_options
 from training.run_files import RunDir
 from training.training_loop import training_loop
-
-
-def inspect_data(options: Options) -> config.DataInfo:
-    """Opens the training set and says what the configuration needs to know of it. Raises UserError if it cannot be trained on."""
-    if options.data is None:
-        raise UserError("--data is missing: give a folder or zip made by dataset_tool.py")
-    dataset = ImageFolderDataset(options.data, use_labels=options.cond)
-    info = config.DataInfo(dataset.name, len(dataset), dataset.resolution, dataset.num_channels, dataset.label_dim, dataset.labels_in_file)
-    dataset.close()
-    return info
 
 
 def check_outdir(outdir: str) -> None:
@@ -69,7 +58,9 @@ def configure(options: Options, typed: set[str], device: torch.device) -> EasyDi
     if options.outdir is None:
         raise UserError("--outdir is missing: give the folder for the run folders")
     check_outdir(options.outdir)
-    data = inspect_data(options)
+    if options.data is None:
+        raise UserError("--data is missing: give a folder or zip made by dataset_tool.py")
+    data = config.DataInfo.of(options.data, use_labels=options.cond)
     args = config.resolve(options, typed, data, device)
     args.run_dir = config.next_run_dir(options.outdir, config.run_description(options, typed, data))
     return args

@@ -18,6 +18,7 @@ from experiments.images.disk import needed_bytes
 from experiments.images.experiments import EXPERIMENTS, choose
 from experiments.images.methods import METHODS, recognise
 from experiments.images.plan import Choice, make_plan, read_plans, remember_plan, run_key
+from experiments.images.run_state import SHEET
 from experiments.images.speed import Speed, cost_class, schedule
 from experiments.paper import numbers
 from experiments.paper.toy_experiments import EXPERIMENTS as TOY_EXPERIMENTS
@@ -181,9 +182,11 @@ def test_a_run_is_found_by_its_files(plan):
     (run.parent / "00000-begun").mkdir(parents=True)  # killed before it wrote its options
     assert str(run.look()) == "missing"
     folder = fake_run(run)
-    assert str(run.look()) == "finished, 0 of 2 snapshots measured" and run.look().path == folder
+    assert str(run.look()) == "finished, 0 of 2 snapshots measured, sheets missing" and run.look().path == folder
     lines = [json.dumps({"snapshot_pkl": f"network-snapshot-{kimg:06d}.safetensors", "results": {}}) for kimg in (0, run.kimg)]
     (folder / "metric-prdc10k5_embedded.jsonl").write_text("\n".join(lines))
+    assert not run.look().is_measured
+    (folder / SHEET).touch()
     assert run.look().is_measured
     (folder / f"network-snapshot-{run.kimg:06d}.safetensors").unlink()
     (folder / "training-state-000000.pt").write_text("")

@@ -23,6 +23,7 @@ from experiments.images.launchers import local_slots
 from experiments.images.plan import remember_plan
 from experiments.images.results import load_tables
 from experiments.images.run import How, run_plan
+from experiments.images.run_state import SHEET
 from experiments.images.speed import Speed
 from experiments.images.work import last_words, make_run
 
@@ -70,9 +71,9 @@ def start_elsewhere(plan, scripts):
 def test_everything_is_made_once_and_measured(plan, scripts):
     assert run_plan(plan, How(workers=2)) == []
     keys = {run.key for run in plan.runs}
-    assert sorted(calls(scripts)) == sorted([(word, key) for word in ("train", "measure") for key in keys])
+    assert sorted(calls(scripts)) == sorted([(word, key) for word in ("train", "measure", "look") for key in keys])
     assert all(run.look().is_measured for run in plan.runs)
-    assert run_plan(plan, How(workers=2)) == [] and len(calls(scripts)) == 2 * len(keys)
+    assert run_plan(plan, How(workers=2)) == [] and len(calls(scripts)) == 3 * len(keys)
     (figure,) = load_tables(plan.choice.out)
     assert figure.name == "figure4" and [len(row.runs) for row in figure.rows] == [1, 1, 1]
 
@@ -89,6 +90,9 @@ def test_what_is_missing_is_made_and_nothing_else(plan, scripts):
     assert [str(run.look()) for run in plan.runs] == ["measured", "partial at 1 kimg", "finished, 1 of 2 snapshots measured"]
     assert run_plan(plan, How(workers=1)) == []
     assert calls(scripts) == [("continue", second.key), ("measure", second.key), ("measure", third.key)]
+    (third.look().path / SHEET).unlink()
+    assert str(third.look()) == "finished, 2 of 2 snapshots measured, sheets missing"
+    assert run_plan(plan, How(workers=1)) == [] and calls(scripts)[3:] == [("look", third.key)]
 
 
 def test_a_failure_is_kept_apart_and_told(plan, scripts):
@@ -99,7 +103,7 @@ def test_a_failure_is_kept_apart_and_told(plan, scripts):
     assert [run.look().is_measured for run in plan.runs] == [False, True, True]
     (scripts / f"fail-{broken.key}").unlink()
     assert run_plan(plan, How(workers=2)) == []
-    assert calls(scripts)[-2:] == [("continue", broken.key), ("measure", broken.key)]
+    assert calls(scripts)[-3:] == [("continue", broken.key), ("measure", broken.key), ("look", broken.key)]
 
 
 def test_a_run_of_other_settings_is_refused_before_anything_starts(plan, scripts):
@@ -149,7 +153,7 @@ def test_a_killed_process_leaves_neither_lock_nor_trainings_and_the_next_goes_on
     (scripts / "calls.txt").unlink()
     assert str(hanging.look()) == "partial at 0 kimg"
     assert run_plan(plan, How(workers=2)) == []
-    assert calls(scripts) == [("continue", hanging.key), ("measure", hanging.key)]
+    assert calls(scripts) == [("continue", hanging.key), ("measure", hanging.key), ("look", hanging.key)]
 
 
 def test_an_interrupt_ends_what_runs(plan, scripts):

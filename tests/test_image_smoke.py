@@ -1,5 +1,6 @@
 """The smoke budget for real: plan, train, measure and report through the code of every other budget, and by Slurm where there is one."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import time
 
 import pytest
 import torch
+from headless_browser import Browser, complaints, find_browser
 
 from experiments.images.results import load_tables
 from experiments.images.run_state import run_folders
@@ -55,6 +57,10 @@ def test_table_3_from_plan_to_page(command, tmp_path):
     assert status == 0 and "C4 undecided" in printed, errors
     page = (tmp_path / "report.html").read_text()
     assert "smoke" in page and "Pairing-GAN" in page and (tmp_path / "report.md").exists() and (tmp_path / "report.json").exists()
+    assert page.count("left a real one that") == 3  # a sheet of uncovered reals of every method
+    if program := find_browser():  # else tests/test_report_browser.py says that there is none
+        with contextlib.closing(Browser(program)) as browser:
+            assert complaints(browser, tmp_path / "report.html") == []
     (run,) = run_folders(tmp_path / "runs" / "smoke-noaug-pairing-gan-seed0")
     assert command("report", run, f"--out={tmp_path / 'mine'}")[0] == 0 and (tmp_path / "mine" / "report.html").exists()
 

@@ -5,6 +5,7 @@ The configuration is an `EasyDict` of plain values with StyleGAN2-ADA's keys in 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -18,6 +19,7 @@ from torch_utils.allocator import keep_freed_memory
 from torch_utils.ops import backend
 from training import graphs
 from training.augment import AUGPIPE_PRESETS
+from training.dataset import ImageFolderDataset
 from training.options import RESUME_SOURCES, Options
 from training.presets import PRESETS, Preset, for_data
 
@@ -35,6 +37,12 @@ class DataInfo:
     num_channels: int
     label_dim: int
     labels_in_file: bool
+
+    @classmethod
+    def of(cls, path: str, use_labels: bool) -> DataInfo:
+        """Of a folder or zip. Raises UserError if it cannot be trained on."""
+        with contextlib.closing(ImageFolderDataset(path, use_labels=use_labels)) as data:
+            return cls(data.name, len(data), data.resolution, data.num_channels, data.label_dim, data.labels_in_file)
 
 
 def choose_device(name: str) -> torch.device:

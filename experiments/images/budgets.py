@@ -54,6 +54,7 @@ class Budget:
         spacing: kimg between snapshots, about.
         metrics: of every snapshot.
         detector: of all metrics; None: each metric's own.
+        looking: of `calc_metrics.py show` for the sheets of the first seed's last snapshot; the protocol of the table's coverage.
         columns: column of a table -> (metric, end of its figure's name).
         seeds: by default.
         r1: augmentation -> weight.
@@ -70,6 +71,7 @@ class Budget:
     spacing: int
     metrics: tuple[str, ...]
     detector: str | None
+    looking: tuple[str, ...]
     columns: Mapping[str, tuple[str, str]]
     seeds: int
     r1: Mapping[str, R1]
@@ -123,6 +125,7 @@ _ALL = (
         spacing=1,
         metrics=("prdc10k5",),
         detector="embedded",
+        looking=("--nearest-k=5",),
         columns=_prdc("prdc10k5"),
         seeds=1,
         r1=_R1,
@@ -138,6 +141,7 @@ _ALL = (
         spacing=15,
         metrics=("fid10k", "prdc10k5"),
         detector="embedded",
+        looking=("--nearest-k=5", "--samples=10000"),
         columns={**_prdc("prdc10k5"), "FID": ("fid10k", "")},
         seeds=3,
         r1=_R1,
@@ -154,6 +158,7 @@ _ALL = (
         spacing=1000,
         metrics=("fid50k_full", "prdc50k3"),
         detector=None,
+        looking=("--nearest-k=3",),
         columns={**_prdc("prdc50k3"), "FID": ("fid50k_full", "")},
         seeds=3,
         r1=_R1,

@@ -40,10 +40,7 @@ def inspect_data(path: str) -> config.DataInfo:
     """What the configuration needs to know of a labelled data set. Raises UserError if there is none or it cannot be read."""
     if not pathlib.Path(path).exists():
         raise UserError(f"--data={path}: no such file or folder; make it with dataset_tool.py, or name another place")
-    dataset = ImageFolderDataset(path, use_labels=True)
-    info = config.DataInfo(dataset.name, len(dataset), dataset.resolution, dataset.num_channels, dataset.label_dim, dataset.labels_in_file)
-    dataset.close()
-    return info
+    return config.DataInfo.of(path, use_labels=True)
 
 
 def configuration(arguments: Sequence[str], data: config.DataInfo) -> EasyDict:

@@ -13,7 +13,7 @@ from experiments.images.budgets import Budget, find_budget
 from experiments.images.commands import configuration, inspect_data
 from experiments.images.experiments import ImageExperiment, choose
 from experiments.images.methods import METHODS, R1_WEIGHT, Method
-from experiments.images.run_state import RunState, look
+from experiments.images.run_state import SHEET, RunState, look
 from training.config import DataInfo
 from training.dataset_sources import DIGITS, open_source
 from training.dataset_writer import convert_dataset, make_transform
@@ -59,6 +59,7 @@ class PlannedRun:
         parent: folder that holds the run folder which train.py makes.
         arguments: of train.py for a new run.
         measuring: arguments of calc_metrics.py, after --network.
+        looking: arguments of `calc_metrics.py show`, after --fake and --out; empty where no sheets are wanted.
         metrics, detector: what is measured of every snapshot.
         options: what training_options.json will hold.
         snapshots: so many will be there, about.
@@ -74,6 +75,7 @@ class PlannedRun:
     parent: pathlib.Path
     arguments: tuple[str, ...]
     measuring: tuple[str, ...]
+    looking: tuple[str, ...]
     metrics: tuple[str, ...]
     detector: str | None
     options: dict[str, Any]
@@ -87,7 +89,8 @@ class PlannedRun:
 
     def look(self) -> RunState:
         """What exists of it. Raises UserError if its folder holds a run with other settings."""
-        return look(self.parent, self.options, self.metrics, self.detector)
+        state = look(self.parent, self.options, self.metrics, self.detector)
+        return dataclasses.replace(state, looked_at=not self.looking or (state.path is not None and (state.path / SHEET).is_file()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +151,10 @@ def _plan_run(
     arguments += [f"--precision={precision}"] if precision != "auto" else []
     arguments += [f"--device={choice.device}"] if choice.device != "auto" else []
     arguments += [f"--gpus={choice.gpus}"] if choice.gpus > 1 else []
-    measuring = [f"--metrics={','.join(budget.metrics)}", *([f"--detector={budget.detector}"] if budget.detector else [])]
-    measuring += [f"--data={data_path}"] if regime.subset is not None else []
-    measuring += [f"--device={choice.device}"] if choice.device != "auto" else []
+    how = [f"--detector={budget.detector}"] if budget.detector else []
+    how += [f"--device={choice.device}"] if choice.device != "auto" else []
+    measuring = [f"--metrics={','.join(budget.metrics)}", *how, *([f"--data={data_path}"] if regime.subset is not None else [])]
+    looking = [f"--real={data_path}", *how, *budget.looking] if seed == 0 else []  # pages show one run of a method
     return PlannedRun(
         key=key,
         experiments=names,
@@ -161,6 +165,7 @@ def _plan_run(
         parent=parent,
         arguments=tuple(arguments),
         measuring=tuple(measuring),
+        looking=tuple(looking),
         metrics=budget.metrics,
         detector=budget.detector,
         options=configuration(arguments, data),

@@ -14,6 +14,9 @@ from experiments.images.commands import difference, same_data
 from metrics.registry import parse_metrics
 from training.run_files import OPTIONS_FILE, RunDir
 
+SHEET_STEM = "look"  # of the files of `calc_metrics.py show` in a run folder
+SHEET = f"{SHEET_STEM}-uncovered.png"
+
 
 @dataclasses.dataclass(frozen=True)
 class RunState:
@@ -25,6 +28,7 @@ class RunState:
         snapshots: so many there.
         measured: so many of them with every metric.
         finished: whether the snapshot of the end is there.
+        looked_at: whether the sheets that are wanted of it are there.
     """
 
     path: pathlib.Path | None = None
@@ -32,17 +36,18 @@ class RunState:
     snapshots: int = 0
     measured: int = 0
     finished: bool = False
+    looked_at: bool = True
 
     @property
     def is_measured(self) -> bool:
         """Whether nothing is left to do."""
-        return self.finished and self.measured == self.snapshots
+        return self.finished and self.measured == self.snapshots and self.looked_at
 
     def __str__(self) -> str:
         if self.is_measured:
             return "measured"
         if self.finished:
-            return f"finished, {self.measured} of {self.snapshots} snapshots measured"
+            return f"finished, {self.measured} of {self.snapshots} snapshots measured" + ("" if self.looked_at else ", sheets missing")
         return "missing" if self.path is None else f"partial at {self.kimg} kimg"
 
 

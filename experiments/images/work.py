@@ -15,6 +15,8 @@ from experiments.images.commands import ROOT
 from experiments.images.folder_lock import hold
 from experiments.images.guard import end_tree
 from experiments.images.plan import PlannedRun
+from experiments.images.run_state import SHEET_STEM
+from training.run_files import RunDir
 
 OUTPUT = "output.txt"
 SCRIPTS = ROOT  # where train.py and calc_metrics.py are
@@ -67,7 +69,7 @@ def make_run(
     Args:
         run: which.
         environment: variables to add for its processes.
-        say: told "training" and "measuring".
+        say: told "training", "measuring" and "looking".
         stop: ends it early.
 
     Returns:
@@ -75,7 +77,7 @@ def make_run(
     """
     try:
         with hold(run.parent, f"the run {run.key}"):
-            for step, command in (("training", training_command), ("measuring", measuring_command)):
+            for step, command in (("training", training_command), ("measuring", measuring_command), ("looking", looking_command)):
                 arguments = command(run)
                 if arguments is not None and not (stop and stop.is_set()):
                     say(step)
@@ -102,12 +104,21 @@ def training_command(run: PlannedRun) -> list[str] | None:
 def measuring_command(run: PlannedRun) -> list[str] | None:
     """calc_metrics.py and its arguments to measure what is not measured; None if all is."""
     state = run.look()
-    if state.is_measured:
+    if state.measured == state.snapshots:
         return None
     command = [str(SCRIPTS / "calc_metrics.py"), f"--network={state.path.as_posix()}", *run.measuring]
     if run.gpus == 1:
         return command
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.gpus}", *command, f"--gpus={run.gpus}"]
+
+
+def looking_command(run: PlannedRun) -> list[str] | None:
+    """calc_metrics.py and its arguments to draw the sheets of the last snapshot; None if they are there or not wanted."""
+    state = run.look()
+    if state.looked_at:
+        return None
+    last = RunDir(state.path).snapshot(state.kimg)
+    return [str(SCRIPTS / "calc_metrics.py"), "show", f"--fake={last.as_posix()}", f"--out={(state.path / SHEET_STEM).as_posix()}", *run.looking]
 
 
 def execute(arguments: Sequence[str], output: pathlib.Path, environment: Mapping[str, str], stop: Stop | None = None) -> None:

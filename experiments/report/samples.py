@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from experiments.images.run_state import SHEET
 from experiments.report.charts import style
 from experiments.report.markup import Markup, count, element, join
 from experiments.report.studies import Series, Study, read_options, seed_of
@@ -91,7 +92,7 @@ def _collect(study: Study, snapshots: int, problems: list[str]) -> Gallery:
         for result in series.results:
             if not reals and (image := _read(result.path / "reals.png", problems)) is not None:
                 reals = [Picture(*_block(image, result, "Real training images"), result, 0)]
-            if series not in uncovered and (image := _read(result.path / "look-uncovered.png", problems)) is not None:
+            if series not in uncovered and (image := _read(result.path / SHEET, problems)) is not None:
                 words = f"Pairs of images, left a real one that {series.label} does not cover, right the generated one nearest to it."
                 uncovered[series] = Picture(_at_most(image, SHEET_WIDTH), words, result, result.kimg)
     return Gallery(study, reals, samples, uncovered)
