@@ -1,6 +1,6 @@
-"""Adaptive pairing weight: lambda steered so that the identification accuracy stays at a target, as ADA steers p.
+"""Pairing weights that move: lambda steered so that the identification accuracy stays at a target, as ADA steers p, or rising from 0.
 
-An extension of this project, off by default; the paper uses one fixed weight.
+Extensions of this project, off by default; the paper uses one fixed weight.
 """
 
 from __future__ import annotations
@@ -63,3 +63,28 @@ class PairingController:
         """Restores `state_dict`; the weight is written in place."""
         self.weight.copy_(state["weight"])
         self.accuracies.copy_(state["accuracies"])
+
+
+class PairingWarmUp:
+    """Lets the pairing weight rise from 0, linearly, for G to have something to say before it is asked who made it.
+
+    Args:
+        weight: scalar tensor, set in place; its value now is the one to arrive at.
+        kimg: thousand images until then.
+    """
+
+    def __init__(self, weight: torch.Tensor, kimg: int):
+        self.weight, self.final, self.kimg = weight, float(weight), kimg
+        weight.zero_()
+
+    def update(self, batches_done: int, batch_size: int, all_reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Sets the weight for the next batch."""
+        self.weight.fill_(self.final * min(batches_done * batch_size / (self.kimg * 1000), 1))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The weight, as a copy."""
+        return {"weight": self.weight.clone()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Restores `state_dict`."""
+        self.weight.copy_(state["weight"])

@@ -1,6 +1,12 @@
-"""More negatives: the latents' embeddings of all ranks, differentiably, and on their way while the images are embedded."""
+"""More negatives: the latents' embeddings of all ranks, differentiably, and on their way while the images are embedded; and further latents.
+
+A negative is a latent that did not make the image, and latents cost nothing: where other contrastive losses keep a queue of stale embeddings,
+`further_latents` draws as many fresh ones as wanted.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.distributed as dist
@@ -77,3 +83,18 @@ class LatentGather:
         if self._alone:
             return self._e_z, own
         return _Receive.apply(self._e_z, self._message), own + dist.get_rank() * len(self._e_z)
+
+
+def further_latents(z: torch.Tensor, count: int, distance: float = 1.0) -> torch.Tensor:
+    """Latents as likely as those of a batch, at a distance from them.
+
+    Args:
+        z: latents [N, z_dim], standard normal.
+        count: how many; number i is drawn around z[i % N].
+        distance: 0 to 1; the mean squared difference is about distance^2 + (1 - sqrt(1 - distance^2))^2 per component, and at 1 they are independent.
+
+    Returns:
+        Latents [count, z_dim], standard normal, from the device's default generator.
+    """
+    around = z[torch.arange(count, device=z.device) % len(z)]
+    return around * math.sqrt(1 - distance**2) + torch.randn_like(around) * distance

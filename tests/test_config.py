@@ -101,7 +101,7 @@ FIELD_KEYS = """num_gpus image_snapshot_ticks network_snapshot_ticks metrics ran
     G_opt_kwargs D_opt_kwargs loss_kwargs total_kimg batch_size batch_gpu ema_kimg ema_rampup ada_target augment_p augment_kwargs resume_pkl ada_kimg
     cudnn_benchmark allow_tf32 run_dir"""
 OPTIONAL_KEYS = "ada_target augment_p augment_kwargs resume_pkl ada_kimg cudnn_benchmark allow_tf32"
-OWN_KEYS = "device precision ops graphs compile kimg_per_tick keep_snapshots detector metric_seed P_kwargs P_opt_kwargs pairing_target"
+OWN_KEYS = "device precision ops graphs compile kimg_per_tick keep_snapshots detector metric_seed P_kwargs P_opt_kwargs pairing_target pairing_warmup"
 
 
 @pytest.mark.parametrize(
@@ -246,6 +246,9 @@ def test_impossible_batches_are_refused(typed, message):
         (dict(subset=1001), "--subset=1001: the data set has 1000 images"),
         (dict(pairing_tau=0.2), "--pairing-tau without --pairing-weight"),
         (dict(pairing_mode="binary"), "--pairing-mode without --pairing-weight"),
+        (dict(pairing_weight=0.05, pairing_mode="binary", pairing_extra=9), "--pairing-extra=9 needs --pairing-mode=infonce"),
+        (dict(pairing_weight=0.05, pairing_near=0.5), "--pairing-near=0.5 places the negatives of --pairing-extra, which is 0"),
+        (dict(pairing_weight=0.05, pairing_warmup=9, pairing_target=0.9), "--pairing-warmup and --pairing-target both move"),
     ],
 )
 def test_contradictions_are_refused(typed, message):

@@ -5,6 +5,7 @@ import torch
 from test_networks import CONFIGS, golden, near
 
 from pairing.losses import infonce, mode_seeking
+from pairing.negatives import further_latents
 from pairing.network import PairingNetwork
 from torch_utils import training_stats
 from training import objectives
@@ -138,6 +139,22 @@ def test_gradient_norms_of_the_terms_are_those_of_each_image(term, chosen, monke
     for name, value in (("G", objectives.generator_loss(D(img, c)).mean()), (term, extra)):
         expected = torch.autograd.grad(value, img)[0].flatten(1).norm(dim=1) * len(img)
         torch.testing.assert_close(seen[f"Loss/{name}/grad_norm"], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("space", ["z", "w"])
+def test_further_negatives_are_told_from_the_batchs(space, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(training_stats, "report", lambda name, value: seen.setdefault(name, value))
+    G, _, P, loss = small(with_P=True, pairing_weight=1, pairing_space=space, pairing_extra=9, pairing_near=0.3)
+    real, real_c, z, c = batch()
+    torch.manual_seed(5)
+    with trainable(G, P):
+        loss.accumulate_gradients("Gmain", real, real_c, z, c)
+    torch.manual_seed(5)
+    latents, labels = torch.cat([z, further_latents(z, 9, 0.3)]), torch.cat([c, c[torch.arange(9) % len(c)]])
+    ws = G.mapping(latents, labels)
+    expected, _ = infonce(P.embed_image(G.synthesis(ws[: len(z)])), P.embed_latent(latents if space == "z" else ws[:, 0]), 0.1)
+    torch.testing.assert_close(seen["Loss/pairing/loss"], expected)
 
 
 @pytest.mark.parametrize("objective", ["logistic", "relativistic"])

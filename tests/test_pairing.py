@@ -9,9 +9,9 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from pairing import negatives
-from pairing.adaptive import adapt_weight
+from pairing.adaptive import PairingWarmUp, adapt_weight
 from pairing.losses import binary_pairing, infonce, mode_seeking, random_derangement
-from pairing.negatives import LatentGather
+from pairing.negatives import LatentGather, further_latents
 from pairing.network import PairingNetwork
 
 
@@ -225,3 +225,33 @@ def test_messages_travel_while_images_are_embedded(monkeypatch):
     infonce(e_x, e_z, 0.1, targets)[0].backward()
     forward = ["latents leave", "images embedded", "latents are here"]
     assert notes == forward + ["gradients leave", "image gradients", "gradients are here", "latent gradients"]
+
+
+@pytest.mark.parametrize("distance", [0.2, 0.5, 1.0])
+def test_further_latents_are_as_likely_as_others_and_as_near_as_asked(distance):
+    torch.manual_seed(0)
+    z = torch.randn(50, 400)
+    drawn = further_latents(z, 120, distance)
+    assert drawn.shape == (120, 400) and drawn.mean().abs() < 0.02 and abs(drawn.std() - 1) < 0.02
+    around = z[torch.arange(120) % 50]
+    correlation = (drawn * around).mean()
+    assert correlation.item() == pytest.approx(math.sqrt(1 - distance**2), abs=0.02)
+    assert not torch.equal(drawn, further_latents(z, 120, distance))
+
+
+def test_the_warm_up_ends_at_the_weight_and_goes_on_from_a_state():
+    def weights(batches, state=None):
+        weight = torch.tensor(0.2)
+        warm_up = PairingWarmUp(weight, kimg=1)
+        if state is not None:
+            warm_up.load_state_dict(state)
+        seen = [weight.item()]
+        for done in batches:
+            warm_up.update(done, 100, lambda total: total)
+            seen.append(weight.item())
+        return seen, warm_up.state_dict()
+
+    seen, _ = weights(range(1, 14))
+    assert seen == pytest.approx([0.02 * min(done, 10) for done in range(14)])
+    _, state = weights(range(1, 6))
+    assert weights(range(6, 14), state)[0] == seen[5:]

@@ -49,6 +49,8 @@ CHANGES = {
     "pairing": (dict(pairing_weight=0.5), {"Loss/pairing/loss", "Loss/pairing/accuracy", "Loss/pairing/weight"}, {"G"}),
     "binary pairing": (dict(pairing_weight=0.5, pairing_mode="binary"), {"Loss/pairing/loss", "Loss/pairing/accuracy"}, {"G"}),
     "shuffled pairing": (dict(pairing_weight=0.5, pairing_shuffle=True), {"Loss/pairing/loss"}, {"G"}),
+    "further negatives": (dict(pairing_weight=0.5, pairing_extra=30, pairing_near=0.5, pairing_space="w"), {"Loss/pairing/grad_norm"}, {"G"}),
+    "pairing after a warm-up": (dict(pairing_weight=0.5, pairing_warmup=1), {"Loss/pairing/loss"}, {"G"}),
     "pairing of w": (dict(pairing_weight=0.5, pairing_space="w"), {"Loss/pairing/loss"}, {"G"}),
     "bf16": (dict(precision="bf16"), set(), {"G", "D"}),
     "fixed augmentation": (dict(aug="fixed", p=0.5, augpipe="bgcfnc"), set(), {"G", "D"}),

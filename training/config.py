@@ -78,10 +78,16 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
     if o.pairing_weight > 0 and data.resolution < MIN_RESOLUTION:
         found = f"{data.resolution}x{data.resolution}"
         raise UserError(f"--pairing-weight needs images of at least {MIN_RESOLUTION}x{MIN_RESOLUTION} pixels, the data set has {found}")
-    pairing_only = {f"pairing_{name}" for name in ("tau", "mode", "space", "dim", "lr", "gather", "shuffle", "target")}
+    pairing_only = {f"pairing_{name}" for name in ("tau", "mode", "space", "dim", "lr", "gather", "shuffle", "extra", "near", "warmup", "target")}
     if "pairing_weight" not in typed and typed & pairing_only:  # a typed weight of 0 is the baseline of a sweep
         given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & pairing_only))
         raise UserError(f"{given} without --pairing-weight: the weight is 0, so there is no pairing network")
+    if o.pairing_extra and o.pairing_mode != "infonce":
+        raise UserError(f"--pairing-extra={o.pairing_extra} needs --pairing-mode=infonce; --pairing-mode={o.pairing_mode} has no further negatives")
+    if o.pairing_near is not None and not o.pairing_extra:
+        raise UserError(f"--pairing-near={o.pairing_near:g} places the negatives of --pairing-extra, which is 0; give both")
+    if o.pairing_warmup is not None and o.pairing_target is not None:
+        raise UserError("--pairing-warmup and --pairing-target both move the pairing weight; give one")
 
 
 def _batch_arithmetic(o: Options, preset: Preset, gpus: int, pairing: bool) -> tuple[int, int, int]:
@@ -169,10 +175,14 @@ def _loss(args: EasyDict, o: Options, preset: Preset) -> None:
         )
         if o.pairing_shuffle:
             args.loss_kwargs.pairing_shuffle = True
+        if o.pairing_extra:
+            args.loss_kwargs.update(pairing_extra=o.pairing_extra, pairing_near=1.0 if o.pairing_near is None else o.pairing_near)
         args.P_kwargs = EasyDict(class_name="pairing.network.PairingNetwork", embed_dim=o.pairing_dim)
         args.P_opt_kwargs = EasyDict(lr=o.pairing_lr or preset.lrate)
         if o.pairing_target is not None:
             args.pairing_target = o.pairing_target
+        if o.pairing_warmup is not None:
+            args.pairing_warmup = o.pairing_warmup
 
 
 def _augmentation(args: EasyDict, o: Options, preset: Preset) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pairing.losses import binary_pairing, infonce, mode_seeking
-from pairing.negatives import LatentGather
+from pairing.negatives import LatentGather, further_latents
 from torch_utils import training_stats
 from training import objectives
 
@@ -39,6 +39,8 @@ class StyleGAN2Loss:
         pairing_space: latents that P sees, 'z' or 'w'. w is data to the pairing term: no gradient flows back through it.
         pairing_gather: use the latents of all ranks as negatives.
         pairing_shuffle: a control: each image is paired with the latent of another, so that there is nothing to be learned.
+        pairing_extra: further latents drawn as negatives of every round, for 'infonce'.
+        pairing_near: how far from the batch's own latents they are drawn, 0 to 1; 1: independently.
         ms_weight: weight of the mode-seeking baseline.
         on_real_logits, on_accuracy: receive D's logits of real images and the pairing accuracy of every round, for the controllers.
         compiled: faster (G_mapping, G_synthesis, D) for the phases without second derivatives; None: the same ones.
@@ -65,6 +67,8 @@ class StyleGAN2Loss:
         pairing_space: str = "z",
         pairing_gather: bool = True,
         pairing_shuffle: bool = False,
+        pairing_extra: int = 0,
+        pairing_near: float = 1.0,
         ms_weight: float = 0,
         on_real_logits: Callable[[torch.Tensor], None] | None = None,
         on_accuracy: Callable[[torch.Tensor], None] | None = None,
@@ -80,6 +84,7 @@ class StyleGAN2Loss:
         self.pl_mean = torch.zeros([], device=device)
         self.P, self.pairing_tau, self.pairing_mode, self.pairing_space = P, pairing_tau, pairing_mode, pairing_space
         self.pairing_gather, self.pairing_shuffle, self.ms_weight = pairing_gather, pairing_shuffle, ms_weight
+        self.pairing_extra, self.pairing_near = pairing_extra, pairing_near
         # A tensor, so that the adaptive controller can move it without rebuilding anything.
         self.pairing_weight = torch.tensor(float(pairing_weight), device=device)
 
@@ -103,7 +108,16 @@ class StyleGAN2Loss:
 
     # Terms.
 
-    def pairing_term(self, img: torch.Tensor, z: torch.Tensor, plain_ws: torch.Tensor, gain: float = 1) -> torch.Tensor:
+    def embed_further(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """Embeddings of the further negatives [pairing_extra, embed_dim]."""
+        latent = further_latents(z, self.pairing_extra, self.pairing_near)
+        if self.pairing_space == "w":
+            with torch.no_grad():
+                labels = c[torch.arange(len(latent), device=c.device) % len(c)]
+                latent = self.G_mapping(latent, labels, skip_w_avg_update=True)[:, 0]
+        return self.P.embed_latent(latent)
+
+    def pairing_term(self, img: torch.Tensor, z: torch.Tensor, c: torch.Tensor, plain_ws: torch.Tensor, gain: float = 1) -> torch.Tensor:
         """The unweighted pairing loss of one batch, reported with its accuracy and, in a backward pass of `gain`, with its gradient."""
         latent = z if self.pairing_space == "z" else plain_ws[:, 0].detach()
         if self.pairing_shuffle:
@@ -118,6 +132,8 @@ class StyleGAN2Loss:
             loss, accuracy = binary_pairing(e_x, e_z, self.pairing_tau)
         else:
             e_z, targets = (e_z, None) if gather is None else gather.finish()
+            if self.pairing_extra:
+                e_z = torch.cat([e_z, self.embed_further(z, c)])
             loss, accuracy = infonce(e_x, e_z, self.pairing_tau, targets)
         training_stats.report("Loss/pairing/loss", loss)
         training_stats.report("Loss/pairing/accuracy", accuracy)
@@ -145,7 +161,7 @@ class StyleGAN2Loss:
         training_stats.report("Loss/G/loss", loss)
         loss = loss.mean()
         if self.P is not None:
-            loss = loss + self.pairing_weight * self.pairing_term(img, z, plain_ws, gain)
+            loss = loss + self.pairing_weight * self.pairing_term(img, z, c, plain_ws, gain)
         if self.ms_weight > 0:
             sought = _watched("ms", img, gain)
             seeking = mode_seeking(sought[:half], sought[half : 2 * half], z[:half], z[half : 2 * half])

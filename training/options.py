@@ -105,6 +105,11 @@ class Options:
     pairing_lr: float | None = _pairing(None, click.FloatRange(min=0, min_open=True), "learning rate of the pairing network", shown="that of G")
     pairing_gather: bool = _pairing(True, bool, "use the latents of all GPUs as negatives")
     pairing_shuffle: bool = _pairing(False, bool, "control: the pairing network sees the latents in another order")
+    pairing_extra: int = _pairing(0, click.IntRange(min=0), "negatives to draw besides the latents of the batch")
+    pairing_near: float | None = _pairing(
+        None, click.FloatRange(min=0, max=1, min_open=True), "distance of these from the latents of the batch, 1: independent", shown="1"
+    )
+    pairing_warmup: int | None = _pairing(None, COUNT, "kimg over which the pairing weight rises from 0", shown="none")
     pairing_target: float | None = _pairing(
         None, SHARE, f"steer the pairing weight, between 0 and {MAX_FACTOR:g} times its value, to this identification accuracy", shown="fixed weight"
     )

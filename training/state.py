@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dnnlib import EasyDict, UserError
-from pairing.adaptive import PairingController
+from pairing.adaptive import PairingController, PairingWarmUp
 from pairing.network import PairingNetwork
 from torch_utils.checkpoint import NetworkRecord
 from torch_utils.distributed import gather_objects, rank, sum_over_ranks, world_size
@@ -73,6 +73,8 @@ class TrainingState:
         if "pairing_target" in args:
             self.pairing_control = PairingController(self.loss.pairing_weight, args.pairing_target, CONTROL_INTERVAL)
             self.loss.on_accuracy = self.pairing_control.record
+        elif "pairing_warmup" in args:
+            self.pairing_control = PairingWarmUp(self.loss.pairing_weight, args.pairing_warmup)
         self.graphs = PhaseGraphs(CudaRecorder(device)) if args.get("graphs") == "on" else None
         optimizers = args.G_opt_kwargs, args.D_opt_kwargs, args.get("P_opt_kwargs")
         self.phases: list[Phase] = build_phases(self.G, self.D, self.P, *optimizers, self.loss, device, capturable=self.graphs is not None)

@@ -123,6 +123,13 @@ _ALL = (
     _question("harder-tau", "A harder pairing task: higher temperatures.", "noaug", (*_PAIR, "Pairing-GAN(tau .2)", "Pairing-GAN(tau .5)")),
     _question("harder-w", "Another pairing task: the mapped latents.", "noaug", (*_PAIR, "Pairing-GAN(w)")),
     _question("harder-embedding", "Longer pairing embeddings.", "noaug", (*_PAIR, "Pairing-GAN(512)")),
+    _question(
+        "harder-negatives",
+        "A harder pairing task: more negatives, and near ones.",
+        "noaug",
+        (*_PAIR, *(f"Pairing-GAN({name})" for name in ("+1024", "near .5", "near .2"))),
+    ),
+    _question("pairing-warmup", "A pairing weight that rises from 0.", "noaug", (*_PAIR, "Pairing-GAN(warm-up)")),
     _question("binary-pairing", "Single pairs judged, against InfoNCE.", "noaug", (*_PAIR, "Pairing-GAN(binary)")),
     _question("adaptive-weight", "A pairing weight steered to an identification accuracy.", "noaug", (*_PAIR, "Pairing-GAN(adaptive)")),
     ImageExperiment(

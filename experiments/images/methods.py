@@ -14,8 +14,10 @@ from experiments.images.commands import parse_options
 from training import config
 
 R1_WEIGHT = "{gamma}"  # in an option: the R1 weight of the setting
+HALF = "{half}"  # in an option: half of the run's kimg
 LAMBDA = 0.05
-_TERMS = ("pairing_weight", "pairing_tau", "pairing_mode", "pairing_space", "pairing_gather", "pairing_shuffle", "ms_weight", "objective")
+_PAIRING_TERMS = tuple(f"pairing_{name}" for name in ("weight", "tau", "mode", "space", "gather", "shuffle", "extra", "near"))
+_TERMS = (*_PAIRING_TERMS, "ms_weight", "objective")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,10 @@ _WITHOUT_AUGMENTATION = (
     Method("Pairing-GAN(tau .5)", _pairing(tau=0.5), "harder task: temperature 0.5"),
     Method("Pairing-GAN(w)", _pairing(space="w"), "the mapped latents are identified"),
     Method("Pairing-GAN(512)", _pairing(dim=512), "embeddings of length 512"),
+    Method("Pairing-GAN(+1024)", _pairing(extra=1024), "1,024 negatives more, drawn for every batch"),
+    Method("Pairing-GAN(near .5)", _pairing(extra=64, near=0.5), "harder task: 64 negatives more, each half way from a latent of the batch"),
+    Method("Pairing-GAN(near .2)", _pairing(extra=64, near=0.2), "harder task: the same, nearer"),
+    Method("Pairing-GAN(warm-up)", _pairing(warmup=HALF), "weight rising from 0 over the first half"),
     Method("Pairing-GAN(binary)", _pairing(mode="binary"), "matched against permuted pairs, one by one"),
     Method("Pairing-GAN(adaptive)", _pairing(target=0.9), "weight steered to an identification accuracy of 0.9"),
 )
@@ -83,20 +89,14 @@ def recognise(options: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _known_terms() -> dict[str, dict[str, Any]]:
-    """What training_options.json would say of every method that this version of train.py can run."""
+    """What training_options.json would say of every method."""
     known = {}
     data = config.DataInfo("any", 50_000, 32, 3, 10, True)
     for name, method in METHODS.items():
-        arguments = [option.format(gamma=1) for option in method.options]
-        if "--pairing-shuffle=1" in arguments and not _has_option("pairing_shuffle"):
-            continue
+        arguments = [option.format(gamma=1, half=1) for option in method.options]
         options, typed = parse_options(["--data=any", "--outdir=any", "--cond=1", "--cfg=cifar-small", *arguments])
         known[name] = _terms(config.resolve(options, typed, data, torch.device("cpu")))
     return known
-
-
-def _has_option(name: str) -> bool:
-    return any(field.name == name for field in dataclasses.fields(config.Options))
 
 
 def _terms(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,4 +110,6 @@ def _terms(options: Mapping[str, Any]) -> dict[str, Any]:
         terms["embedding"] = options["P_kwargs"].get("embed_dim")
     if "pairing_target" in options:
         terms["pairing_target"] = options["pairing_target"]
+    if "pairing_warmup" in options:
+        terms["pairing_warmup"] = True
     return terms

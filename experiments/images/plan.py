@@ -12,7 +12,7 @@ from dnnlib import UserError, atomic_write_text
 from experiments.images.budgets import Budget, find_budget
 from experiments.images.commands import configuration, inspect_data
 from experiments.images.experiments import ImageExperiment, choose
-from experiments.images.methods import METHODS, R1_WEIGHT, Method
+from experiments.images.methods import HALF, METHODS, R1_WEIGHT, Method
 from experiments.images.run_state import SHEET, RunState, look
 from training.config import DataInfo
 from training.dataset_sources import DIGITS, open_source
@@ -144,7 +144,7 @@ def _plan_run(
     key = run_key(budget.name, setting, method.name, seed)
     parent = choice.out / RUNS / key
     arguments = [f"--outdir={parent.as_posix()}", f"--data={data_path}", *budget.options]
-    arguments += [option.replace(R1_WEIGHT, f"{gamma:g}") for option in method.options]
+    arguments += [option.replace(R1_WEIGHT, f"{gamma:g}").replace(HALF, str(max(regime.kimg // 2, 1))) for option in method.options]
     arguments += [f"--gamma={gamma:g}", f"--seed={seed}", f"--kimg={regime.kimg}", "--metrics=none"]
     arguments += [f"--subset={regime.subset}"] if regime.subset is not None else []
     precision = choice.precision or budget.precision
