@@ -2,18 +2,13 @@
 
 import pytest
 import torch
-from tiny_runs import CPU, PoolDetector, data_info, stats_of, tiny_args, train, write_data
+from tiny_runs import CPU, PoolDetector, stats_of, tiny_args, train, write_data
 
-from dnnlib import UserError
 from metrics import detectors
-from torch_utils.checkpoint import save_networks
-from training import config
 from training.networks import load_network
-from training.options import Options
 from training.phases import run_phase
 from training.run_files import RunDir
-from training.state import copy_matching
-from training.training_loop import Trainer, training_loop, transfer
+from training.training_loop import Trainer, training_loop
 
 STEPS = dict(batch=252, kimg=1, precision="fp32")  # 4 steps, in one precision on every machine
 LAST = "network-snapshot-000001.safetensors"
@@ -112,78 +107,6 @@ def test_accumulated_rounds_give_the_gradients_of_one_big_batch(data, phase_name
     assert max(gradient.abs().max() for gradient in gradients[0].values()) > 0
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
-
-
-# Starting from other networks.
-
-
-def test_resume_starts_from_a_snapshot(data, plain, tmp_path, capsys):
-    """The networks of the file are there before the first step, and what the field changes for a transfer is changed."""
-    run = train(data, tmp_path / "run", resume=str(plain / LAST), seed=7, **STEPS)
-    source, state = load_network(plain / LAST), state_of(data, seed=7)
-    lines = transfer(state, str(plain / LAST))
-    for name in ("G", "D", "G_ema"):
-        assert torch.equal(weights(getattr(state, name)), weights(source[name]))
-        assert f"Resumed {name}: {len(source[name].state_dict())} tensors\n" in (run / "log.txt").read_text()
-    assert len(lines) == 3 and capsys.readouterr().out.count("Resumed") == 3
-    moved = weights(load_network(run / "network-snapshot-000000.safetensors").G) - weights(source.G)
-    assert 0 < moved.abs().max() < 0.05
-
-
-def test_resume_takes_the_pairing_network_along(data, tmp_path):
-    first = train(data, tmp_path / "first", pairing_weight=0.05, **STEPS)
-    state = state_of(data, pairing_weight=0.05, seed=7)
-    assert [line.split(":")[0] for line in transfer(state, str(first / LAST))] == [f"Resumed {name}" for name in ("G", "D", "G_ema", "P")]
-    assert torch.equal(weights(state.P), weights(load_network(first / LAST).P))
-    assert len(transfer(state_of(data), str(first / LAST))) == 3
-
-
-def test_resume_reads_a_network_of_stylegan2_ada_and_says_what_does_not_fit(tmp_path):
-    """The file has six labels and 32 pixels; here are three labels."""
-    pictures = write_data(tmp_path / "pics.zip", size=32)
-    args = config.resolve(Options(data=pictures, outdir="x", cond=True, cfg="cifar", batch=32), {"cond", "cfg", "batch"}, data_info(pictures), CPU)
-    width = dict(channel_base=512, channel_max=16)
-    args.G_kwargs.update(z_dim=48, w_dim=48, mapping_kwargs={"num_layers": 3})
-    args.G_kwargs.synthesis_kwargs.update(width)
-    args.D_kwargs.update(width)
-    args.run_dir = str(tmp_path / "run")
-    state = Trainer(args, CPU, 1).state
-    lines = transfer(state, GOLDEN)
-    source = load_network(GOLDEN)
-    assert "left at their start: mapping.embed.weight" in lines[0]
-    assert torch.equal(state.G.synthesis.b32.conv0.weight, source.G.synthesis.b32.conv0.weight)
-    assert torch.equal(state.D.b32.fromrgb.weight, source.D.b32.fromrgb.weight)
-    assert state.G.mapping.embed.weight.shape == (48, 3) and not lines[2].startswith("Resumed D")
-
-
-def test_resume_from_networks_of_other_sizes_is_refused_and_leaves_nothing(data, tmp_path):
-    with pytest.raises(UserError, match="no weight of its G fits this configuration"):
-        train(data, tmp_path / "run", cfg="demo", batch=504, kimg=1, resume=GOLDEN)
-    assert not (tmp_path / "run").exists()
-
-
-def test_resume_needs_all_three_networks(data, plain, tmp_path):
-    from training.networks import network_record
-
-    save_networks(tmp_path / "half.safetensors", {"G": network_record(load_network(plain / LAST).G)}, {})
-    with pytest.raises(UserError, match="the file holds no network 'D'"):
-        train(data, tmp_path / "run", resume=str(tmp_path / "half.safetensors"), **STEPS)
-    assert not (tmp_path / "run").exists()
-
-
-def test_copy_matching_copies_equal_names_and_shapes():
-    source, target = (torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(width, 1)) for width in (3, 4))
-    assert copy_matching(source, target) == (["0.weight", "0.bias", "1.bias"], ["1.weight"])
-    assert torch.equal(source[0].weight, target[0].weight)
-
-
-def test_frozen_layers_stay_and_the_others_move(data, plain, tmp_path):
-    """Freeze-D with a transfer: the first two layers from the image side keep what the snapshot had."""
-    run = train(data, tmp_path / "run", resume=str(plain / LAST), freezed=2, **STEPS)
-    before, after = load_network(plain / LAST).D, load_network(run / LAST).D
-    assert torch.equal(before.b8.fromrgb.weight, after.b8.fromrgb.weight) and torch.equal(before.b8.conv0.weight, after.b8.conv0.weight)
-    assert not torch.equal(before.b8.conv1.weight, after.b8.conv1.weight)
-    assert "b8.conv0.weight" not in dict(after.named_parameters())
 
 
 # Files that stay.

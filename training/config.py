@@ -20,6 +20,7 @@ from torch_utils.ops import backend
 from training import graphs
 from training.augment import AUGPIPE_PRESETS
 from training.dataset import ImageFolderDataset
+from training.networks.discriminator import count_freezable
 from training.options import RESUME_SOURCES, Options
 from training.presets import PRESETS, Preset, for_data
 
@@ -131,6 +132,13 @@ def _low_precision(precision: str) -> EasyDict:
     return EasyDict(num_fp16_res=0, conv_clamp=None)
 
 
+def _check_freezing(o: Options, preset: Preset, data: DataInfo) -> None:
+    most = count_freezable(data.resolution, preset.d_architecture)
+    if o.freezed > most:
+        found = f"{data.resolution}x{data.resolution} images and --cfg={o.cfg}"
+        raise UserError(f"--freezed={o.freezed}: for {found} D has {most} layers that can be frozen; give at most as many")
+
+
 def _networks(args: EasyDict, o: Options, preset: Preset, mbstd: int, precision: str) -> None:
     width = EasyDict(channel_base=int(preset.fmaps * 32768), channel_max=preset.channel_max, **_low_precision(precision))
     blocks = EasyDict(fp16_channels_last=True) if o.nhwc else EasyDict()
@@ -216,6 +224,7 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
     _check_combinations(o, typed, data, device)
     backend.set_policy(o.ops)
     preset = for_data(PRESETS[o.cfg], data.resolution, o.gpus)
+    _check_freezing(o, preset, data)
     batch, batch_gpu, mbstd = _batch_arithmetic(o, preset, o.gpus, pairing=o.pairing_weight > 0)
     args = EasyDict(num_gpus=o.gpus, image_snapshot_ticks=o.snap, network_snapshot_ticks=o.snap, metrics=list(o.metrics), random_seed=o.seed)
     subset = o.subset is not None and o.subset < data.length

@@ -207,21 +207,3 @@ class TrainingState:
         torch.set_rng_state(own["torch_rng"].cpu())
         if own["cuda_rng"] is not None:
             torch.cuda.set_rng_state(own["cuda_rng"].cpu(), self.device)
-
-
-def copy_matching(source: nn.Module, target: nn.Module) -> tuple[list[str], list[str]]:
-    """Copies tensors of equal name and shape from one network to another.
-
-    Returns:
-        Names copied, and names of `target` left as they were.
-    """
-    theirs = source.state_dict()
-    copied, left = [], []
-    with torch.no_grad():
-        for name, tensor in target.state_dict().items():
-            if name in theirs and theirs[name].shape == tensor.shape:
-                tensor.copy_(theirs[name])
-                copied.append(name)
-            else:
-                left.append(name)
-    return copied, left

@@ -11,7 +11,6 @@ import time
 import torch
 
 from dnnlib import EasyDict, UserError
-from dnnlib.download import fetch
 from dnnlib.log import Logger
 from metrics.registry import compute_metrics, parse_metrics
 from metrics.report import stamp_line, write_line
@@ -20,11 +19,11 @@ from torch_utils.distributed import broadcast_object, gather_objects, rank
 from torch_utils.ops import backend
 from training.data_loader import open_loader
 from training.dataset import ImageFolderDataset
-from training.networks import load_network
 from training.pictures import GridPictures
 from training.progress import Progress
 from training.run_files import RunDir
-from training.state import TrainingState, copy_matching, without_class
+from training.state import TrainingState, without_class
+from training.transfer import begin
 
 MAX_BAD_STEPS = 50  # steps on end with gradients that are not finite, after which a run is given up
 
@@ -36,29 +35,6 @@ def _set_backends(args: EasyDict) -> None:
     torch.backends.cudnn.benchmark = args.get("cudnn_benchmark", True)
     torch.backends.cuda.matmul.allow_tf32 = args.get("allow_tf32", False)
     torch.backends.cudnn.allow_tf32 = args.get("allow_tf32", False)
-
-
-def transfer(state: TrainingState, source: str) -> list[str]:
-    """Starts from the networks of a file or URL (--resume): copies what fits and returns, as lines to print, what did and what did not.
-
-    Raises:
-        UserError: the source cannot be read or has nothing that fits.
-    """
-    networks = load_network(fetch(source))
-    for name in ("G", "D", "G_ema"):
-        if name not in networks:
-            raise UserError(f"--resume={source}: the file holds no network {name!r}")
-    lines = []
-    for name in ("G", "D", "G_ema", "P"):
-        target = getattr(state, name)
-        if name not in networks or target is None:
-            continue
-        copied, left = copy_matching(networks[name], target)
-        # Filters and single numbers fit whatever the sizes; a network that has any size in common shares a weight.
-        if not any(tensor.endswith("weight") for tensor in copied):
-            raise UserError(f"--resume={source}: no weight of its {name} fits this configuration")
-        lines.append(f"Resumed {name}: {len(copied)} tensors" + (f", left at their start: {', '.join(left)}" if left else ""))
-    return lines
 
 
 class Trainer:
@@ -248,7 +224,7 @@ def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continue
     """
     trainer = Trainer(args, device, num_ranks)
     saved = trainer.run.last_state() if continued else None
-    transferred = transfer(trainer.state, args.resume_pkl) if saved is None and "resume_pkl" in args else []
+    transferred = begin(trainer.state, args.get("resume_pkl")) if saved is None else []
     if trainer.is_writer and not continued:
         RunDir.create(args)
     broadcast_object(None)  # the folder is there before anyone looks into it

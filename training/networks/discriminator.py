@@ -13,6 +13,14 @@ from training.networks.mapping import MappingNetwork
 from training.networks.synthesis import ARCHITECTURES, channels_at, check_resolution, low_precision_from
 
 
+def count_freezable(img_resolution: int, architecture: str) -> int:
+    """How many layers freeze_layers can count: all convolutions before the 4x4 end."""
+    blocks = max(check_resolution(img_resolution) - 2, 0)
+    if architecture == "skip":
+        return 3 * blocks  # each block sees the image
+    return (3 if architecture == "resnet" else 2) * blocks + (blocks > 0)
+
+
 class MinibatchStdLayer(nn.Module):
     """Appends the standard deviation over groups of samples as feature maps, so that D sees a lack of variety.
 
