@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from metrics.runs import Group, Point
+from metrics.runs import LOWER_IS_BETTER, NEITHER, Group, Point
 
 WIDTH, NARROW = 9.0, 6.0  # inches, the narrow one for a single panel; a README shows them about two thirds as large as they are saved
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -23,8 +23,6 @@ MARKERS = "osD^vPX"
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # the second and third round of colours
 INK, FAINT = "#222222", "#8a8a8a"
 TITLE_SIZE, LABEL_SIZE, SMALL_SIZE = 11, 9, 7.5
-LOWER_IS_BETTER = ("fid", "kid", "ppl", "collision")
-NEITHER = ("_std", "_density")
 LOG_FROM = 30  # largest over smallest distance from which the axis is logarithmic
 HALO = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
 

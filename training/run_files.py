@@ -12,7 +12,8 @@ from torch_utils import checkpoint
 
 STATES_KEPT = 2  # the last good state and the one before
 OPTIONS_FILE = "training_options.json"
-LINE_FILES = ("stats.jsonl", "metric-*.jsonl")
+ALARMS_FILE = "alarms.jsonl"
+LINE_FILES = ("stats.jsonl", "metric-*.jsonl", ALARMS_FILE)
 
 
 def as_easydict(value):

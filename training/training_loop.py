@@ -17,6 +17,7 @@ from metrics.report import stamp_line, write_line
 from torch_utils import checkpoint
 from torch_utils.distributed import broadcast_object, gather_objects, rank
 from torch_utils.ops import backend
+from training import alarm
 from training.data_loader import open_loader
 from training.dataset import ImageFolderDataset
 from training.pictures import GridPictures
@@ -162,6 +163,11 @@ class Trainer:
                 progress.metric(key, value, self.state)
                 print(f"{key} {value:.4f}  ({line['total_time_str']})", flush=True)
 
+    def watch(self) -> None:
+        """Tells of alarms that began or ended with this evaluation."""
+        for line in alarm.watch(self.run, self.args, self.state.cur_nimg // 1000) if self.is_writer else []:
+            self.say(line)
+
     def check_finite(self, before: int) -> int:
         """Warns of gradients that were not finite since the count was `before`; returns the count now.
 
@@ -205,6 +211,7 @@ class Trainer:
                 self.check_ranks_agree()
                 self.save_networks()
                 self.evaluate(progress)
+                self.watch()
                 self.save_state(progress.seconds())
             progress.next_tick(tick_end)
         progress.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metrics.trajectory_figures import LOWER_IS_BETTER, NEITHER
+from metrics.runs import LOWER_IS_BETTER, NEITHER
 
 ORDER = ("coverage", "precision", "recall", "density", "fid", "kid", "is", "collision", "pairing")
 WORDS = {"fid": "FID", "kid": "KID", "is": "Inception Score", "ppl": "Path length", "pairing": "Pairing accuracy"}
