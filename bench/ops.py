@@ -3,10 +3,11 @@
     python -m bench.ops --json
     python -m bench.ops --device=cuda --dtypes=float32,bfloat16 --json
 
-Both run in one process, in turn, through `upfirdn2d` and `bias_act` as the networks call them; medians of `--repeats` count. `forward` is the
-op, `step` forward and backward through autograd with the gradient of every input. `bandwidth_share` sets the bytes that the native op has to
-read and write once (its operands and results), on a tensor of `--megabytes`, against the bytes per second of a copy as large. On the CPU the
-process keeps the memory that it frees, as training does, unless `--fresh-memory` is given: the reference then waits for its many pages.
+Both run in one process, in turn, through `upfirdn2d`, `bias_act`, `modulate` and `epilogue` as the networks call them; medians of `--repeats`
+count. `forward` is the op, `step` forward and backward through autograd with the gradient of every input. `bandwidth_share` sets the bytes that
+the native op has to read and write once (its operands and results), on a tensor of `--megabytes`, against the bytes per second of a copy as
+large. On the CPU the process keeps the memory that it frees, as training does, unless `--fresh-memory` is given: the reference then waits for
+its many pages.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from dnnlib.cli import run_command
 from torch_utils.allocator import keep_freed_memory
 from torch_utils.ops import backend
 from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.modulation import epilogue, modulate, small_dtype
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d
 
-Op = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Op = Callable[..., torch.Tensor]
 
 SIZE = (64, 64, 32, 32)
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -37,44 +39,51 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.f
 SHORT, LONG = (1, 3, 3, 1), (1, 11, 55, 165, 330, 462, 462, 330, 165, 55, 11, 1)  # 4x4 taps, and 12 taps along each axis
 
 
-def cases(device: torch.device) -> dict[str, Op]:
-    """What is measured: functions of an image and of a bias."""
+def cases(device: torch.device, layout: str) -> dict[str, Op]:
+    """What is measured: functions of the `operands`. On a CPU, modulation is native in channels_last only."""
     found: dict[str, Op] = {}
     for taps, f in (("4x4", setup_filter(SHORT, device=device)), ("12", setup_filter(LONG, device=device))):
-        found[f"upfirdn2d up 2, {taps}"] = lambda x, b, f=f: upsample2d(x, f)
-        found[f"upfirdn2d down 2, {taps}"] = lambda x, b, f=f: downsample2d(x, f)
-        found[f"upfirdn2d filter, {taps}"] = lambda x, b, f=f: filter2d(x, f)
-    found["bias_act lrelu"] = lambda x, b: bias_act(x, b, act="lrelu")
-    found["bias_act lrelu, clamped"] = lambda x, b: bias_act(x, b, act="lrelu", clamp=1.0)
+        found[f"upfirdn2d up 2, {taps}"] = lambda x, *_, f=f: upsample2d(x, f)
+        found[f"upfirdn2d down 2, {taps}"] = lambda x, *_, f=f: downsample2d(x, f)
+        found[f"upfirdn2d filter, {taps}"] = lambda x, *_, f=f: filter2d(x, f)
+    found["bias_act lrelu"] = lambda x, b, *_: bias_act(x, b, act="lrelu")
+    found["bias_act lrelu, clamped"] = lambda x, b, *_: bias_act(x, b, act="lrelu", clamp=1.0)
+    if device.type == "cpu" and layout != "channels_last":
+        return found
+    found["modulate"] = lambda x, b, styles, noise: modulate(x, styles)
+    found["epilogue lrelu, clamped"] = lambda x, b, styles, noise: epilogue(x, styles, noise, b, act="lrelu", clamp=1.0)
     return found
 
 
-def operands(size: Sequence[int], dtype: torch.dtype, layout: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random image and a random bias that require gradients."""
-    x = torch.randn(list(size), device=device).to(dtype).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
-    return x, torch.randn([size[1]], device=device).to(dtype).requires_grad_()
+def operands(size: Sequence[int], dtype: torch.dtype, layout: str, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """A random image, a bias, styles [N, C] and noise [N, 1, H, W], which all require gradients."""
+    n, c, h, w = size
+    x = torch.randn([n, c, h, w], device=device).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    b = torch.randn([c], device=device).to(dtype)
+    styles, noise = (torch.randn(shape, device=device).to(small_dtype(x)) for shape in ([n, c], [n, 1, h, w]))
+    return tuple(t.requires_grad_() for t in (x, b, styles, noise))
 
 
 class Contestant:
     """An op under one policy on its operands."""
 
-    def __init__(self, policy: str, op: Op, x: torch.Tensor, b: torch.Tensor):
-        self.policy, self.op, self.x, self.b = policy, op, x, b
+    def __init__(self, policy: str, op: Op, inputs: Sequence[torch.Tensor]):
+        self.policy, self.op, self.inputs = policy, op, inputs
         with torch.no_grad():
             self.dy = torch.randn_like(self.forward())
 
     def forward(self) -> torch.Tensor:
         """The op; recorded by autograd where that is on."""
         backend.set_policy(self.policy)
-        return self.op(self.x, self.b)
+        return self.op(*self.inputs)
 
     def step(self) -> tuple[torch.Tensor | None, ...]:
         """Forward and backward."""
-        return torch.autograd.grad(self.forward(), [self.x, self.b], self.dy, allow_unused=True)
+        return torch.autograd.grad(self.forward(), self.inputs, self.dy, allow_unused=True)
 
     def seconds(self, what: str) -> float:
         """Of one run of `forward` or `step`."""
-        device = self.x.device
+        device = self.dy.device
         synchronize(device)
         start = time.perf_counter()
         with torch.set_grad_enabled(what == "step"):
@@ -85,9 +94,9 @@ class Contestant:
         return taken
 
 
-def race(op: Op, x: torch.Tensor, b: torch.Tensor, repeats: int) -> dict[str, float]:
+def race(op: Op, inputs: Sequence[torch.Tensor], repeats: int) -> dict[str, float]:
     """Milliseconds of both implementations and how many times faster the native one is; a first run of each is not counted."""
-    runs = [Contestant(policy, op, x, b) for policy in ("native", "reference")]
+    runs = [Contestant(policy, op, inputs) for policy in ("native", "reference")]
     line: dict[str, float] = {}
     for what in ("forward", "step"):
         taken: dict[str, list[float]] = {run.policy: [] for run in runs}
@@ -99,9 +108,9 @@ def race(op: Op, x: torch.Tensor, b: torch.Tensor, repeats: int) -> dict[str, fl
     return line
 
 
-def bandwidth_share(op: Op, x: torch.Tensor, b: torch.Tensor, repeats: int) -> float:
+def bandwidth_share(op: Op, inputs: Sequence[torch.Tensor], repeats: int) -> float:
     """Time of a copy that moves as many bytes, over the time of the native op."""
-    run = Contestant("native", op, x, b)
+    run, x = Contestant("native", op, inputs), inputs[0]
     elements = (x.nbytes + run.dy.nbytes) // (2 * x.element_size())
     source, target = (torch.ones(elements, dtype=x.dtype, device=x.device) for _ in range(2))
     ours, copies = [], []
@@ -123,11 +132,12 @@ def large(size: Sequence[int], megabytes: float, dtype: torch.dtype) -> list[int
 
 def measure(device: torch.device, dtypes: Sequence[str], size: Sequence[int], megabytes: float, repeats: int) -> Iterator[dict[str, Any]]:
     """One line per op, dtype and layout."""
-    for (name, op), dtype, layout in itertools.product(cases(device).items(), dtypes, LAYOUTS):
+    rows = [(*case, layout) for layout in LAYOUTS for case in cases(device, layout).items()]
+    for (name, op, layout), dtype in itertools.product(rows, dtypes):
         line: dict[str, Any] = {"op": name, "dtype": dtype, "layout": layout}
-        line |= race(op, *operands(size, DTYPES[dtype], layout, device), repeats)
+        line |= race(op, operands(size, DTYPES[dtype], layout, device), repeats)
         if megabytes:
-            line["bandwidth_share"] = bandwidth_share(op, *operands(large(size, megabytes, DTYPES[dtype]), DTYPES[dtype], layout, device), repeats)
+            line["bandwidth_share"] = bandwidth_share(op, operands(large(size, megabytes, DTYPES[dtype]), DTYPES[dtype], layout, device), repeats)
         yield line
 
 

@@ -62,19 +62,18 @@ void try_bias_act(int dtype, int bytes) {
 
 void try_modulation(int dtype, int bytes) {
     ModulationArgs a{};
-    a.dtype = dtype, a.noise_per_sample = draw(0, 1), a.n = draw(1, 5), a.pixels = draw(1, 300), a.channels = draw(1, 70);
+    a.dtype = dtype, a.channels_last = 1, a.noise_per_sample = draw(0, 1), a.n = draw(1, 5), a.pixels = draw(1, 300), a.channels = draw(1, 70);
     a.alpha = 0.2, a.gain = 1.5, a.clamp = draw(0, 1) ? 1 : -1;
-    const int64_t size = a.n * a.pixels * a.channels * bytes, small = a.n * a.channels * 4;
+    const int64_t size = a.n * a.pixels * a.channels * bytes, wide = dtype == F64 ? 8 : 4, small = a.n * a.channels * wide;
     const auto x = memory(size), y = memory(size), dy = memory(size), dx = memory(size), scale = memory(small), dscale = memory(small);
-    const auto noise = memory((a.noise_per_sample ? a.n : 1) * a.pixels * 4), dnoise = memory(a.n * a.pixels * 4);
-    const auto bias = memory(a.channels * 4), dbias = memory(small);
-    auto floats = [](const std::unique_ptr<char[]>& from) { return reinterpret_cast<float*>(from.get()); };
-    const float *z = draw(0, 1) ? floats(noise) : nullptr, *b = draw(0, 1) ? floats(bias) : nullptr;
-    check(modulate_cpu(&a, x.get(), floats(scale), y.get(), 4));
-    check(modulate_backward_cpu(&a, x.get(), floats(scale), dy.get(), dx.get(), floats(dscale), 4));
-    check(epilogue_cpu(&a, x.get(), floats(scale), z, b, y.get(), 4));
-    float* dz = draw(0, 1) ? floats(dnoise) : nullptr;
-    check(epilogue_backward_cpu(&a, x.get(), floats(scale), z, b, dy.get(), dx.get(), floats(dscale), floats(dbias), dz, 4));
+    const auto noise = memory((a.noise_per_sample ? a.n : 1) * a.pixels * wide), dnoise = memory(a.n * a.pixels * wide);
+    const auto bias = memory(a.channels * wide), dbias = memory(small);
+    const void *z = draw(0, 1) ? noise.get() : nullptr, *b = draw(0, 1) ? bias.get() : nullptr;
+    check(modulate_cpu(&a, x.get(), scale.get(), y.get(), 4));
+    check(modulate_backward_cpu(&a, x.get(), scale.get(), dy.get(), dx.get(), dscale.get(), 4));
+    check(epilogue_cpu(&a, x.get(), scale.get(), z, b, y.get(), 4));
+    void* dz = draw(0, 1) ? dnoise.get() : nullptr;
+    check(epilogue_backward_cpu(&a, x.get(), scale.get(), z, b, dy.get(), dx.get(), dscale.get(), dbias.get(), dz, 4));
 }
 
 }  // namespace
@@ -84,7 +83,7 @@ int main() {
     for (int i = 0; i < 1500; i++) {
         try_upfirdn2d(dtypes[i % 3], bytes[i % 3]);
         if (i % 5 == 0) try_bias_act(dtypes[i / 5 % 3], bytes[i / 5 % 3]);
-        if (i % 5 == 1) try_modulation(dtypes[i / 5 % 2 * 2], bytes[i / 5 % 2 * 2]);
+        if (i % 5 == 1) try_modulation(dtypes[i / 5 % 3], bytes[i / 5 % 3]);
     }
     printf("done\n");
     return 0;

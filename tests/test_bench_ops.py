@@ -34,7 +34,7 @@ def test_one_json_line_whose_figures_follow_from_its_times():
     assert output.count("\n") == 1
     line = json.loads(output)
     assert (line["bench"], line["device"], line["size"], line["kept_memory"]) == ("ops", "cpu", [2, 16, 8, 8], True)
-    assert len(line["ops"]) == 8 * 2 * 2 == len({(op["op"], op["dtype"], op["layout"]) for op in line["ops"]})
+    assert len(line["ops"]) == (8 + 10) * 2 == len({(op["op"], op["dtype"], op["layout"]) for op in line["ops"]})
     for op in line["ops"]:
         for what in ("forward", "step"):
             assert op[f"{what}_speedup"] == pytest.approx(op[f"{what}_reference_ms"] / op[f"{what}_native_ms"])
@@ -45,14 +45,14 @@ def test_one_json_line_whose_figures_follow_from_its_times():
 def test_the_bandwidth_can_be_left_out_and_the_table_names_every_op():
     table = run("--dtypes=float64", "--megabytes=0", "--fresh-memory")
     assert "bandwidth_share" not in table
-    assert all(name in table for name in ops.cases(CPU))
+    assert all(name in table for name in ops.cases(CPU, "channels_last"))
 
 
 @pytest.mark.parametrize("layout", ops.LAYOUTS)
 def test_contestants_compute_the_same(layout):
-    for name, op in ops.cases(CPU).items():
-        x, b = ops.operands([2, 16, 8, 8], torch.float64, layout, CPU)
-        native, reference = (ops.Contestant(policy, op, x, b) for policy in ("native", "reference"))
+    for name, op in ops.cases(CPU, layout).items():
+        inputs = ops.operands([2, 16, 8, 8], torch.float64, layout, CPU)
+        native, reference = (ops.Contestant(policy, op, inputs) for policy in ("native", "reference"))
         torch.testing.assert_close(native.forward(), reference.forward(), msg=name)
         reference.dy = native.dy
         for ours, theirs in zip(native.step(), reference.step()):

@@ -35,13 +35,15 @@ def test_cuda_sources_compile(tmp_path, architecture):
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_for_the_common_filters_keep_all_in_registers(tmp_path, architecture):
+def test_kernels_keep_all_in_registers(tmp_path, architecture):
+    """Those for the common filters, and the passes around a modulated convolution in the formats that are trained in."""
     library = tmp_path / "libcuda.so"
-    flags = ("-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xcompiler", "-fPIC", "-Xptxas", "-warn-spills", "-cudart", "static", "-shared")
+    flags = ("-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xcompiler", "-fPIC", "-Xptxas", "-v", "-cudart", "static", "-shared")
     result = run(NVCC, *flags, *sorted(csrc_calls.CSRC.glob("*.cu")), "-o", library)
     assert result.returncode == 0, result.stderr
-    spilled = re.findall(r"Registers are spilled to local memory in function '(\w+)'", result.stderr)
-    assert library.is_file() and not [name for name in spilled if "patch_kernel" in name or "tile_kernel" in name]
+    stores = dict(re.findall(r"Function properties for (\w+)\s+\d+ bytes stack frame, (\d+) bytes spill stores", result.stderr))
+    kernels = {name: stores for name, stores in stores.items() if re.search("patch_kernel|tile_kernel|ModulationTilesI[^d]", name)}
+    assert library.is_file() and len(kernels) >= 24 + 48 and not [name for name, count in kernels.items() if count != "0"]
 
 
 @pytest.fixture

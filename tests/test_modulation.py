@@ -4,13 +4,21 @@ import random
 
 import pytest
 import torch
+from torch.autograd import gradcheck, gradgradcheck
 
 from torch_utils import allocator
 from torch_utils.ops import backend
 from torch_utils.ops.modulation import SLOPES, epilogue, modulate
 from training.networks import Discriminator, Generator
 
-LAST = torch.channels_last
+LAST, NCHW = torch.channels_last, torch.contiguous_format
+GPU = pytest.mark.gpu
+PLACES = [("cpu", LAST), pytest.param("cuda", LAST, marks=GPU), pytest.param("cuda", NCHW, marks=GPU)]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+FORMATS = [*((*place, dtype) for place in PLACES[:1] for dtype in (torch.float32, torch.float64, torch.bfloat16))]
+FORMATS += [pytest.param("cuda", layout, dtype, marks=GPU) for layout in (LAST, NCHW) for dtype in TOLERANCE]
+places = pytest.mark.parametrize(("device", "layout"), PLACES, ids=str)
+formats = pytest.mark.parametrize(("device", "layout", "dtype"), FORMATS, ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -26,13 +34,13 @@ def native():
         pytest.skip("the native ops cannot be built here")
 
 
-def operands(seed, n, c, h, w, dtype=torch.float32, shared_noise=False):
+def operands(seed, n, c, h, w, dtype=torch.float32, shared_noise=False, device="cpu", layout=LAST):
     """x, scale, noise, bias and a gradient."""
     g = torch.Generator().manual_seed(seed)
-    x, dy = (torch.randn([n, c, h, w], generator=g).to(dtype).contiguous(memory_format=LAST) for _ in range(2))
+    x, dy = (torch.randn([n, c, h, w], generator=g).to(device, dtype).contiguous(memory_format=layout) for _ in range(2))
     scale, bias = torch.rand([n, c], generator=g) + 0.5, torch.randn([c], generator=g)
     noise = torch.randn([1 if shared_noise else n, 1, h, w], generator=g)
-    return x, scale, noise, bias, dy
+    return x, *(t.to(device, torch.promote_types(dtype, torch.float32)) for t in (scale, noise, bias)), dy
 
 
 def gradients(policy, function, inputs, dy):
@@ -42,7 +50,7 @@ def gradients(policy, function, inputs, dy):
     there = [t for t in inputs if t is not None]
     dy = dy.clone(memory_format=torch.preserve_format).requires_grad_()
     y = function(*inputs)
-    assert y.is_contiguous(memory_format=LAST)
+    assert all(y.is_contiguous(memory_format=layout) for layout in (LAST, NCHW) if inputs[0].is_contiguous(memory_format=layout))
     first = torch.autograd.grad(y, there, dy, retain_graph=True)
     again = torch.autograd.grad(y, there, dy, create_graph=True)
     second = torch.autograd.grad(sum(t.float().square().sum() for t in again), [*there, dy], materialize_grads=True)
@@ -52,7 +60,7 @@ def gradients(policy, function, inputs, dy):
 def assert_near(actual, expected, tolerance):
     for a, b in zip(actual, expected, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        assert (a.float() - b.float()).abs().max() <= tolerance * max(b.float().abs().max().item(), 1e-3)
+        assert (a.double() - b.double()).abs().max() <= tolerance * max(b.double().abs().max().item(), 1e-3)
 
 
 def random_size(seed):
@@ -61,25 +69,27 @@ def random_size(seed):
     return draw.randint(1, 4), draw.choice([1, 3, 16, 17, 64, 70]), draw.randint(1, 9), draw.randint(1, 20)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_native_modulate_equals_the_reference(native, dtype):
-    for seed in range(60):
-        x, scale, _, _, dy = operands(seed, *random_size(seed), dtype)
-        expected = gradients("reference", modulate, (x.float(), scale), dy.float())
+@formats
+def test_native_modulate_equals_the_reference(native, device, layout, dtype):
+    wide = torch.promote_types(dtype, torch.float32)
+    for seed in range(40):
+        x, scale, _, _, dy = operands(seed, *random_size(seed), dtype, device=device, layout=layout)
+        expected = gradients("reference", modulate, (x.to(wide), scale), dy.to(wide))
         actual = gradients("native", modulate, (x, scale), dy)
-        assert_near(actual, [t.to(a.dtype) for t, a in zip(expected, actual)], 1e-5 if dtype == torch.float32 else 2e-2)
+        assert_near(actual, [t.to(a.dtype) for t, a in zip(expected, actual)], TOLERANCE[dtype])
 
 
+@places
 @pytest.mark.parametrize("act", sorted(SLOPES))
 @pytest.mark.parametrize("with_noise", ["none", "one", "each"])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_native_epilogue_equals_the_reference(native, act, with_noise, with_bias):
+def test_native_epilogue_equals_the_reference(native, act, with_noise, with_bias, device, layout):
     def function(*tensors):
         return epilogue(*tensors, act=act, gain=0.7 if with_bias else None)
 
     cases = 0
     for seed in range(20):
-        x, scale, noise, bias, dy = operands(seed, *random_size(seed), shared_noise=with_noise == "one")
+        x, scale, noise, bias, dy = operands(seed, *random_size(seed), shared_noise=with_noise == "one", device=device, layout=layout)
         inputs = (x, scale, None if with_noise == "none" else noise, bias if with_bias else None)
         u = x * scale[:, :, None, None] + (0 if inputs[2] is None else noise) + (bias[:, None, None] if with_bias else 0)
         if act == "linear" or u.abs().min() > 1e-5:  # rounding must not move anything across the kink
@@ -88,8 +98,9 @@ def test_native_epilogue_equals_the_reference(native, act, with_noise, with_bias
     assert cases >= 5
 
 
-def test_native_epilogue_clamps_as_the_reference(native):
-    inputs, dy = operands(0, 3, 20, 9, 9)[:4], operands(1, 3, 20, 9, 9)[4]
+@places
+def test_native_epilogue_clamps_as_the_reference(native, device, layout):
+    *inputs, dy = operands(0, 3, 20, 9, 9, device=device, layout=layout)
 
     def function(*tensors):
         return epilogue(*tensors, act="lrelu", clamp=0.8)
@@ -99,16 +110,31 @@ def test_native_epilogue_clamps_as_the_reference(native):
     assert_near(actual, expected, 1e-5)
 
 
-def test_native_epilogue_in_bfloat16_is_near_float32(native):
-    x, scale, noise, bias, dy = operands(2, 4, 64, 16, 16, torch.bfloat16)
+@formats
+def test_native_epilogue_in_any_format_is_near_the_reference_in_more_digits(native, device, layout, dtype):
+    x, scale, noise, bias, dy = operands(2, 4, 64, 16, 16, dtype, device=device, layout=layout)
+    wide = torch.promote_types(dtype, torch.float32)
 
     def function(*tensors):
         return epilogue(*tensors, act="lrelu")
 
-    expected = gradients("reference", function, (x.float(), scale, noise, bias), dy.float())
+    expected = gradients("reference", function, (x.to(wide), scale, noise, bias), dy.to(wide))
     actual = gradients("native", function, (x, scale, noise, bias), dy)
-    assert [t.dtype for t in actual[1:5]] == [torch.bfloat16, *[torch.float32] * 3]
-    assert_near(actual, [t.to(a.dtype) for t, a in zip(expected, actual)], 2e-2)
+    assert [t.dtype for t in actual[1:5]] == [dtype, *[wide] * 3]
+    assert_near(actual, [t.to(a.dtype) for t, a in zip(expected, actual)], TOLERANCE[dtype])
+
+
+@places
+@pytest.mark.parametrize("clamp", [None, 1.0])
+def test_gradcheck_to_second_order(native, device, layout, clamp):
+    backend.set_policy("native")
+    x, scale, noise, bias, _ = operands(6, 2, 3, 2, 3, torch.float64, device=device, layout=layout)
+
+    def layer(x, scale, noise, bias):
+        return epilogue(modulate(x, scale), scale, noise, bias, act="lrelu", clamp=clamp)
+
+    inputs = [t.requires_grad_() for t in (x, scale, noise, bias)]
+    assert gradcheck(layer, inputs) and gradgradcheck(layer, inputs)
 
 
 def test_sums_do_not_depend_on_the_number_of_threads(native):
@@ -123,32 +149,120 @@ def test_sums_do_not_depend_on_the_number_of_threads(native):
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
 
-def test_other_layouts_activations_and_types_run_the_reference(native):
+@places
+def test_other_layouts_activations_and_types_run_the_reference(native, device, layout):
     backend.set_policy("native")
-    x, scale, noise, bias, _ = operands(4, 2, 6, 5, 5)
-    assert torch.equal(modulate(x.contiguous(), scale), x * scale[:, :, None, None])
+    x, scale, noise, bias, _ = operands(4, 2, 6, 5, 5, device=device, layout=layout)
+    elsewhere = x.transpose(2, 3).contiguous().transpose(2, 3)
+    assert torch.equal(modulate(elsewhere, scale), x * scale[:, :, None, None])
     want = torch.tanh(x.double() * scale[:, :, None, None] + noise + bias[:, None, None])
     torch.testing.assert_close(epilogue(x.double(), scale.double(), noise.double(), bias.double(), act="tanh"), want)
     torch.testing.assert_close(epilogue(x.clone(), scale, noise, bias, act="tanh"), want.float())
 
 
-def test_empty_batches_pass(native):
+@places
+@pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 0, 3, 3), (2, 4, 0, 3)])
+def test_empty_tensors_pass(native, device, layout, shape):
     backend.set_policy("native")
-    x = torch.randn(0, 4, 3, 3).contiguous(memory_format=LAST).requires_grad_()
-    scale = torch.rand(0, 4).requires_grad_()
-    y = epilogue(modulate(x, scale), scale, bias=torch.zeros(4), act="lrelu")
+    x, scale, noise, bias, _ = (t.requires_grad_() for t in operands(0, *shape, device=device, layout=layout))
+    y = epilogue(modulate(x, scale), scale, noise, bias, act="lrelu")
     assert y.shape == x.shape
-    assert all(g.numel() == 0 for g in torch.autograd.grad(y.sum(), [x, scale]))
+    for gradient, t in zip(torch.autograd.grad(y.sum(), [x, scale, noise, bias]), (x, scale, noise, bias)):
+        assert gradient.shape == t.shape and not gradient.any()
 
 
-def test_opcheck(native):
+@places
+def test_operands_at_odd_addresses_and_with_gaps_give_the_same(native, device, layout):
+    x, scale, noise, bias, dy = operands(7, 2, 16, 4, 6, device=device, layout=layout)
+
+    def function(*tensors):
+        return epilogue(*tensors, act="lrelu")
+
+    def moved(t):
+        return torch.empty(t.numel() + 1, device=device)[1:].as_strided(t.shape, t.stride()).copy_(t)
+
+    plain = gradients("native", function, (x, scale, noise, bias), dy)
+    backend.set_policy("native")
+    inputs = moved(x), torch.stack([scale, scale], 2)[..., 0], noise.transpose(2, 3).contiguous().transpose(2, 3), bias
+    inputs = [t.requires_grad_() for t in inputs]
+    y = function(*inputs)
+    assert_near([y, *torch.autograd.grad(y, inputs, torch.cat([dy, dy], 3)[..., :6])], plain[:5], 1e-6)
+
+
+@places
+def test_opcheck(native, device, layout):
     from torch_utils.ops.native_modulation import ops
 
-    x, scale, noise, bias, dy = operands(5, 2, 4, 3, 3)
+    backend.used(device)
+    x, scale, noise, bias, dy = operands(5, 2, 4, 3, 3, device=device, layout=layout)
     torch.library.opcheck(ops.modulate.default, (x, scale))
     torch.library.opcheck(ops.modulate_backward.default, (dy, x, scale))
     torch.library.opcheck(ops.epilogue.default, (x, scale, noise, bias, 0.2, 1.4, -1.0))
     torch.library.opcheck(ops.epilogue_backward.default, (dy, x, scale, None, None, 0.2, 1.4, 0.5))
+
+
+def layer_on_gpu(layout, *size):
+    """Its inputs, and a function that gives its gradients."""
+    x, scale, noise, bias, dy = operands(8, *size, torch.float16, device="cuda", layout=layout)
+    inputs = [t.requires_grad_() for t in (x, scale, noise, bias)]
+
+    def run():
+        y = epilogue(modulate(x, scale), scale, noise, bias, act="lrelu", clamp=256)
+        return torch.autograd.grad(y, inputs, dy)
+
+    return inputs, run
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", [LAST, NCHW], ids=str)
+def test_sums_on_a_gpu_have_the_same_bits_every_time(layout):
+    _, run = layer_on_gpu(layout, 16, 512, 32, 32)
+    first = run()
+    for _ in range(10):
+        assert all(torch.equal(a, b) for a, b in zip(first, run()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", [LAST, NCHW], ids=str)
+def test_captured_in_a_cuda_graph(layout):
+    inputs, run = layer_on_gpu(layout, 8, 64, 32, 32)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    with torch.no_grad():
+        inputs[0].copy_(torch.randn_like(inputs[0]))
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, run()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", [LAST, NCHW], ids=str)
+def test_no_host_waits_for_the_device(layout):
+    _, run = layer_on_gpu(layout, 2, 8, 4, 4)
+    run()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [LAST, NCHW], ids=str)
+def test_more_elements_than_32_bits_count(layout):
+    """Takes 18 GB."""
+    x = torch.ones(2, 64, 2**12, 2**12 + 8, dtype=torch.bfloat16, device="cuda").contiguous(memory_format=layout).requires_grad_()
+    scale = torch.ones(2, 64, device="cuda", requires_grad=True)
+    y = modulate(x, scale)
+    dx, dscale = torch.autograd.grad(y, [x, scale], torch.ones_like(y))
+    assert (y[-1, -1, -1] == 1).all() and (dx[-1, -1, -1] == 1).all()
+    torch.testing.assert_close(dscale, torch.full_like(scale, 2**12 * (2**12 + 8)), rtol=1e-5, atol=0)
 
 
 def losses(policy):

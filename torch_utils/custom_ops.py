@@ -33,7 +33,7 @@ from torch_utils.toolchain import BuildError
 
 SOURCES = pathlib.Path(__file__).parent / "ops" / "csrc"
 SUFFIXES = {"cpu": ".cpp", "cuda": ".cu"}
-ABI_VERSION = 1  # as in csrc/abi.h
+ABI_VERSION = 2  # as in csrc/abi.h
 USUAL_SECONDS = {"cpu": 15, "cuda": 40}
 BUILD_SECONDS = 900  # a build that takes longer has hung
 

@@ -1,7 +1,7 @@
 """What surrounds the dense convolution of a modulated one: scaling of the channels before it; demodulation, noise, bias and activation after it.
 
-Each of the two is one pass over the activations where the native ops run (on a CPU, in channels_last), and so is its gradient, which sums
-the gradients of the small operands on the way. Elsewhere it is a composition of PyTorch's operators, the reference.
+Each of the two is one pass over the activations where the native ops run (on a CPU in channels_last, on CUDA in NCHW, too), and so is its
+gradient, which sums the gradients of the small operands on the way. Elsewhere it is a composition of PyTorch's operators, the reference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NO_CLAMP = -1.0
 def modulate(x: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
     """x [N, C, H, W] times styles [N, C], in the dtype of x."""
     if _runs_native(x):
-        return _Modulate.apply(x, styles.to(torch.float32))
+        return _Modulate.apply(x, styles.to(small_dtype(x)))
     return x * styles.to(x.dtype)[:, :, None, None]
 
 
@@ -46,7 +46,7 @@ def epilogue(
     """
     gain = ACTIVATIONS[act].gain if gain is None else float(gain)
     if act in SLOPES and _runs_native(x):
-        small = [None if t is None else t.to(torch.float32) for t in (scale, noise, bias)]
+        small = [None if t is None else t.to(small_dtype(x)) for t in (scale, noise, bias)]
         return _Epilogue.apply(x, *small, SLOPES[act], gain, NO_CLAMP if clamp is None else float(clamp))
     # Where act(g u) = g act(u), the gain goes into the small tensors instead of over the activations once more.
     fold = gain if ACTIVATIONS[act].homogeneous else 1.0
@@ -57,11 +57,18 @@ def epilogue(
     return bias_act(x, act=act, gain=gain / fold, clamp=clamp, inplace=True)
 
 
+def small_dtype(x: torch.Tensor) -> torch.dtype:
+    """What the native passes take styles, scales, noise and biases in, and sum their gradients in."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def _runs_native(x: torch.Tensor) -> bool:
     """Whether the native passes take `x`."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_contiguous(memory_format=torch.channels_last):
+    kind = x.device.type
+    if x.dtype not in backend.DTYPES.get(kind, ()):
         return False
-    return backend.in_use("cpu") and not traced_with_gradients()
+    dense = x.is_contiguous(memory_format=torch.channels_last) or (kind == "cuda" and x.is_contiguous())
+    return dense and backend.in_use(kind) and not traced_with_gradients()
 
 
 class _Modulate(torch.autograd.Function):
@@ -101,7 +108,6 @@ class _Epilogue(torch.autograd.Function):
         settings = ctx.slope, ctx.gain, ctx.clamp
         if not torch.is_grad_enabled():
             dx, dscale, dbias, dnoise = _ops().epilogue_backward(dy, x, scale, noise, bias, *settings)
-            dbias = dbias.sum(dim=0)
         else:
             du = dy * _derivative(x, scale, noise, bias, *settings)
             dx, dscale = du * scale.to(du.dtype)[:, :, None, None], _sum_to(du * x, [2, 3])
@@ -114,17 +120,17 @@ class _Epilogue(torch.autograd.Function):
 @torch.no_grad()
 def _derivative(x, scale, noise, bias, slope, gain, clamp) -> torch.Tensor:
     """Of the epilogue with respect to x * scale + noise + bias; constant between the kinks, so that its own derivative is zero."""
-    u = x.to(torch.float32) * scale[:, :, None, None]
+    u = x.to(scale.dtype) * scale[:, :, None, None]
     u = u if bias is None else u + bias[:, None, None]
     u = u if noise is None else u + noise
-    derivative = torch.where(u > 0, gain, gain * slope)
+    derivative = torch.where(u > 0, u.new_full([], gain), u.new_full([], gain * slope))
     if clamp >= 0:
         derivative = torch.where((u * derivative).abs() > clamp, 0.0, derivative)
     return derivative.to(x.dtype)
 
 
 def _sum_to(x: torch.Tensor, dims: list[int], keepdim: bool = False) -> torch.Tensor:
-    return x.sum(dim=dims, keepdim=keepdim, dtype=torch.float32)
+    return x.sum(dim=dims, keepdim=keepdim, dtype=small_dtype(x))
 
 
 def _ops():

@@ -47,6 +47,8 @@ class _BiasActArgs(ctypes.Structure):
     ]
 
 
+# The libraries' functions and how many pointers to tensors each takes; of modulation.h the last four.
+FUNCTIONS = {"upfirdn2d": 3, "bias_act": 6, "modulate": 3, "modulate_backward": 5, "epilogue": 5, "epilogue_backward": 9}
 _functions: dict[tuple[str, str], Callable] = {}  # by name and kind of device
 
 
@@ -59,7 +61,7 @@ def load(kind: str, build: bool = True) -> None:
     library = custom_ops.load(kind, build)
     where = [_int32] if kind == "cpu" else [_int32, _pointer]  # threads, or device and stream
     try:
-        for name, pointers in (("upfirdn2d", 3), ("bias_act", 6)):
+        for name, pointers in FUNCTIONS.items():
             function = getattr(library, f"{name}_{kind}")
             function.argtypes, function.restype = [_pointer] * (1 + pointers) + where, _int32
             _functions[name, kind] = function
@@ -87,7 +89,7 @@ def _check(device: torch.device) -> None:
         raise BuildError(f"the native ops for {device.type} compute {y.tolist()} where 9.5 is right; the compiler is at fault, take another one")
 
 
-def _call(name: str, x: torch.Tensor, args: ctypes.Structure, *pointers: int | None) -> None:
+def call(name: str, x: torch.Tensor, args: ctypes.Structure, *pointers: int | None) -> None:
     """Runs a function of the library on memory of the device of `x`."""
     if x.is_cuda:
         kind, where = "cuda", (x.device.index, torch.cuda.current_stream(x.device).cuda_stream)
@@ -125,7 +127,7 @@ def _run_upfirdn2d(x, f, up, down, padding, flip_filter, gain) -> torch.Tensor:
         return y.zero_()
     f = f.contiguous()
     args = _upfirdn2d_args(x.dtype, x.shape, x.stride(), shape, strides, f.shape, tuple(up), tuple(down), tuple(padding), flip_filter, gain)
-    _call("upfirdn2d", x, args, x.data_ptr(), f.data_ptr(), y.data_ptr())
+    call("upfirdn2d", x, args, x.data_ptr(), f.data_ptr(), y.data_ptr())
     return y
 
 
@@ -153,7 +155,7 @@ def _run_bias_act(order, x, b, y, dy, ddy, dim, act, alpha, gain, clamp) -> torc
     b = b if b is None else b.contiguous()
     args = _bias_act_args(DTYPE_NUMBERS[out.dtype], act, order, out.numel(), channels, step, alpha, gain, clamp)
     at_x, *others = (None if t is None else t.data_ptr() for t in operands)
-    _call("bias_act", out, args, at_x, None if b is None else b.data_ptr(), *others, out.data_ptr())
+    call("bias_act", out, args, at_x, None if b is None else b.data_ptr(), *others, out.data_ptr())
     return out
 
 

@@ -8,45 +8,75 @@ import functools
 import torch
 
 from torch_utils import custom_ops
-from torch_utils.ops.native import DTYPE_NUMBERS, NAMESPACE
+from torch_utils.ops.modulation import small_dtype
+from torch_utils.ops.native import DTYPE_NUMBERS, NAMESPACE, call
 
-_int32, _int64, _double, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+_int32, _int64, _double = ctypes.c_int32, ctypes.c_int64, ctypes.c_double
 
 
 class _ModulationArgs(ctypes.Structure):
     _fields_ = [
-        *((name, _int32) for name in ("dtype", "noise_per_sample")),
+        *((name, _int32) for name in ("dtype", "noise_per_sample", "channels_last", "aligned")),
         *((name, _int64) for name in ("n", "pixels", "channels")),
         *((name, _double) for name in ("alpha", "gain", "clamp")),
     ]
 
 
-_POINTERS = {"modulate": 3, "modulate_backward": 5, "epilogue": 5, "epilogue_backward": 9}
+@functools.lru_cache(maxsize=512)
+def _arguments(dtype, shape, noise_per_sample, channels_last, aligned, slope, gain, clamp):
+    n, channels, height, width = shape
+    numbers = (DTYPE_NUMBERS[dtype], noise_per_sample, channels_last, aligned, n, height * width, channels, slope, gain, clamp)
+    return ctypes.byref(_ModulationArgs(*numbers))
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
-    """The CPU library with the passes' signatures declared; an address without one would be cut to 32 bits."""
-    library = custom_ops.load("cpu")
-    for name, count in _POINTERS.items():
-        function = getattr(library, f"{name}_cpu")
-        function.argtypes, function.restype = [_pointer] * (1 + count) + [_int32], _int32
-    return library
+def _parts_function():
+    function = custom_ops.load("cuda").modulation_parts_cuda
+    function.argtypes, function.restype = [ctypes.c_void_p] * 3, _int32
+    return function
 
 
 @functools.lru_cache(maxsize=512)
-def _arguments(dtype, shape, noise_per_sample, slope, gain, clamp):
-    n, channels, height, width = shape
-    return ctypes.byref(_ModulationArgs(DTYPE_NUMBERS[dtype], noise_per_sample, n, height * width, channels, slope, gain, clamp))
-
-
-def _call(name: str, x: torch.Tensor, noise: torch.Tensor | None, numbers: tuple[float, float, float], *tensors: torch.Tensor | None) -> None:
-    """Runs a function of the library on the tensors' memory; `x` is in channels_last."""
-    library = _library()
-    args = _arguments(x.dtype, x.shape, noise is not None and noise.shape[0] == x.shape[0], *numbers)
-    error = getattr(library, f"{name}_cpu")(args, *(None if t is None else t.data_ptr() for t in tensors), torch.get_num_threads())
+def _parts_on_cuda(*of_arguments) -> tuple[int, int]:
+    over_pixels, over_channels = _int64(), _int64()
+    error = _parts_function()(_arguments(*of_arguments), ctypes.byref(over_pixels), ctypes.byref(over_channels))
     if error:
-        raise RuntimeError(f"native {name}: {library.error_text(error).decode()} (error {error})")
+        raise RuntimeError(f"native modulation_parts on cuda: error {error}")
+    return over_pixels.value, over_channels.value
+
+
+class _Pass:
+    """One pass over `x`, which is dense in channels_last or, on CUDA, in NCHW, and over tensors like it.
+
+    Args:
+        x: [N, C, H, W].
+        noise: of the epilogue.
+        numbers: slope, gain and clamp of the epilogue.
+        others: tensors that are read along with x, brought into its layout.
+    """
+
+    def __init__(self, x, noise=None, numbers=(1.0, 1.0, -1.0), others=()):
+        self.x, self.layout = x, _layout(x)
+        self.others = [t.contiguous(memory_format=self.layout) for t in others]
+        self.y = _like(x)
+        aligned = all(t.data_ptr() % 16 == 0 for t in (x, self.y, *self.others))
+        per_sample = noise is not None and noise.shape[0] == x.shape[0]
+        self._key = (x.dtype, x.shape, per_sample, self.layout == torch.channels_last, aligned, *numbers)
+
+    def sums(self, count: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Room for `count` sums over pixels [parts, N, C], and one over channels [parts, N, H * W]. To be added up over the parts."""
+        x = self.x
+        over_pixels, over_channels = _parts_on_cuda(*self._key) if x.is_cuda and x.numel() else (1, 1)
+        new = functools.partial(x.new_empty if x.numel() else x.new_zeros, dtype=small_dtype(x))
+        return [new([over_pixels, *x.shape[:2]]) for _ in range(count)], new([over_channels, x.shape[0], x.shape[2] * x.shape[3]])
+
+    def run(self, name: str, *tensors: torch.Tensor | None) -> None:
+        """Calls a function of the library."""
+        call(name, self.x, _arguments(*self._key), *(None if t is None else t.data_ptr() for t in tensors))
+
+
+def _layout(x: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
 def _dense(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
@@ -54,48 +84,48 @@ def _dense(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
 
 
 def _like(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last)
+    return torch.empty_like(x, memory_format=_layout(x))
 
 
-def _sums(x: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(x.shape[:2], dtype=torch.float32)
-
-
-_UNUSED = (1.0, 1.0, -1.0)
+def _total(parts: torch.Tensor) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(dim=0)
 
 
 def _modulate(x, styles):
-    y, (styles,) = _like(x), _dense(styles)
-    _call("modulate", x, None, _UNUSED, x, styles, y)
-    return y
+    this, (styles,) = _Pass(x), _dense(styles)
+    this.run("modulate", x, styles, this.y)
+    return this.y
 
 
 def _modulate_backward(dy, x, styles):
-    dx, dstyles, (styles,) = _like(x), _sums(x), _dense(styles)
-    _call("modulate_backward", x, None, _UNUSED, x, styles, dy.contiguous(memory_format=torch.channels_last), dx, dstyles)
-    return dx, dstyles
+    this, (styles,) = _Pass(x, others=[dy]), _dense(styles)
+    (dstyles,), _ = this.sums(1)
+    this.run("modulate_backward", x, styles, *this.others, this.y, dstyles)
+    return this.y, _total(dstyles)
 
 
 def _epilogue(x, scale, noise, bias, slope, gain, clamp):
-    y, (scale, noise, bias) = _like(x), _dense(scale, noise, bias)
-    _call("epilogue", x, noise, (slope, gain, clamp), x, scale, noise, bias, y)
-    return y
+    this, small = _Pass(x, noise, (slope, gain, clamp)), _dense(scale, noise, bias)
+    this.run("epilogue", x, *small, this.y)
+    return this.y
 
 
 def _epilogue_backward(dy, x, scale, noise, bias, slope, gain, clamp):
-    dx, dscale, dbias, dnoise = _like(x), _sums(x), _sums(x), x.new_empty([x.shape[0], 1, *x.shape[2:]], dtype=torch.float32)
-    scale, noise, bias = _dense(scale, noise, bias)
-    dy = dy.contiguous(memory_format=torch.channels_last)
-    _call("epilogue_backward", x, noise, (slope, gain, clamp), x, scale, noise, bias, dy, dx, dscale, dbias, dnoise)
-    return dx, dscale, dbias, dnoise
+    this, small = _Pass(x, noise, (slope, gain, clamp), [dy]), _dense(scale, noise, bias)
+    (dscale, dbias), dnoise = this.sums(2)
+    this.run("epilogue_backward", x, *small, *this.others, this.y, dscale, dbias, None if noise is None else dnoise)
+    dnoise = x.new_empty([0], dtype=dscale.dtype) if noise is None else _total(dnoise).view(len(x), 1, *x.shape[2:])
+    return this.y, _total(dscale), dbias.sum(dim=[0, 1]), dnoise
 
 
 def _fake_backward(dy, x, *others):
-    return _like(x), _sums(x)
+    return _like(x), x.new_empty(x.shape[:2], dtype=small_dtype(x))
 
 
-def _fake_epilogue_backward(dy, x, *others):
-    return _like(x), _sums(x), _sums(x), x.new_empty([x.shape[0], 1, *x.shape[2:]], dtype=torch.float32)
+def _fake_epilogue_backward(dy, x, scale, noise, *others):
+    dx, dscale = _fake_backward(dy, x)
+    dnoise = [0] if noise is None else [x.shape[0], 1, *x.shape[2:]]
+    return dx, dscale, dscale.new_empty(x.shape[1:2]), dscale.new_empty(dnoise)
 
 
 _EPILOGUE = "Tensor x, Tensor scale, Tensor? noise, Tensor? bias, float slope, float gain, float clamp"
@@ -110,6 +140,7 @@ for _schema, (_run, _fake) in _OPS.items():
     _name = _schema.partition("(")[0]
     # The result's layout follows from the inputs', so a compiler must hand them over as they were when it traced.
     _declarations.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    _declarations.impl(_name, _run, "CPU")
+    for _key in ("CPU", "CUDA"):
+        _declarations.impl(_name, _run, _key)
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake, lib=_declarations)
 ops = getattr(torch.ops, NAMESPACE)

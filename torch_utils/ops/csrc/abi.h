@@ -13,7 +13,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-enum { ABI_VERSION = 1 };
+enum { ABI_VERSION = 2 };
 
 enum DType : int32_t { F32 = 0, F64 = 1, F16 = 2, BF16 = 3 };  // F16 on CUDA only
 

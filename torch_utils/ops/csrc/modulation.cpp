@@ -3,18 +3,19 @@
 // Each is one pass over the activations with the channels as the vector. Threads share out samples, or runs of pixels where nothing is summed,
 // so that the sums do not depend on how many threads there are. Sums are kept in float32 over a run of pixels and in float64 over the runs.
 
-#include <cmath>
 #include <new>
 #include <type_traits>
 #include <vector>
 
-#include "modulation.h"
-#include "numbers.h"
+#include "modulation_elements.h"
 #include "threads.h"
 
 namespace {
 
 constexpr int64_t RUN = 64;  // pixels that are summed in float32
+
+template <class T>
+using Small = typename Arithmetic<T>::type;  // of styles and the like
 
 struct Run {
     int64_t sample, first, last;  // pixels [first, last) of a sample
@@ -33,12 +34,13 @@ int sensible_threads(const ModulationArgs& a, int threads) {
 }
 
 // Room of one thread, made before there are threads since none may throw, for sums of `count` rows of channels: float32 over a run, float64 over all.
+template <class A>
 struct Sums {
     int64_t channels;
-    std::vector<float> run;
+    std::vector<A> run;
     std::vector<double> all;
     Sums(int64_t count, int64_t channels) : channels(channels), run(count * channels), all(count * channels) {}
-    float* row(int index) { return run.data() + index * channels; }
+    A* row(int index) { return run.data() + index * channels; }
     void start() { all.assign(all.size(), 0.0); }
     void end_run() {
         for (size_t i = 0; i < run.size(); i++) {
@@ -46,18 +48,18 @@ struct Sums {
             run[i] = 0;
         }
     }
-    void store(int index, float* to) const {
-        for (int64_t c = 0; c < channels; c++) to[c] = (float)all[index * channels + c];
+    void store(int index, A* to) const {
+        for (int64_t c = 0; c < channels; c++) to[c] = (A)all[index * channels + c];
     }
 };
 
 template <class T>
-void modulate(const ModulationArgs& a, const T* x, const float* styles, T* y, int threads) {
+void modulate(const ModulationArgs& a, const T* x, const Small<T>* styles, T* y, int threads) {
     share(a.n * runs_per_sample(a), threads, [&](int64_t, int64_t begin, int64_t end) {
         const int64_t channels = a.channels;
         for (int64_t index = begin; index < end; index++) {
             const Run run = run_at(a, index);
-            const float* __restrict s = styles + run.sample * channels;
+            const Small<T>* __restrict s = styles + run.sample * channels;
             for (int64_t p = run.first; p < run.last; p++) {
                 const int64_t at = (run.sample * a.pixels + p) * channels;
                 const T* __restrict from = x + at;
@@ -70,15 +72,15 @@ void modulate(const ModulationArgs& a, const T* x, const float* styles, T* y, in
 }
 
 template <class T>
-void modulate_backward(const ModulationArgs& a, const T* x, const float* styles, const T* dy, T* dx, float* dstyles, int threads) {
-    std::vector<Sums> rooms(threads, Sums(1, a.channels));
+void modulate_backward(const ModulationArgs& a, const T* x, const Small<T>* styles, const T* dy, T* dx, Small<T>* dstyles, int threads) {
+    std::vector<Sums<Small<T>>> rooms(threads, Sums<Small<T>>(1, a.channels));
     share(a.n, threads, [&](int64_t thread, int64_t begin, int64_t end) {
         const int64_t channels = a.channels, per_sample = runs_per_sample(a);
-        Sums& sums = rooms[thread];
+        Sums<Small<T>>& sums = rooms[thread];
         for (int64_t n = begin; n < end; n++) {
             sums.start();
-            const float* __restrict s = styles + n * channels;
-            float* __restrict ds = sums.row(0);
+            const Small<T>* __restrict s = styles + n * channels;
+            Small<T>* __restrict ds = sums.row(0);
             for (int64_t r = 0; r < per_sample; r++) {
                 const Run run = run_at(a, n * per_sample + r);
                 for (int64_t p = run.first; p < run.last; p++) {
@@ -87,7 +89,7 @@ void modulate_backward(const ModulationArgs& a, const T* x, const float* styles,
                     T* __restrict to = dx + at;
 #pragma omp simd
                     for (int64_t c = 0; c < channels; c++) {
-                        const float g = widen(gs[c]);
+                        const Small<T> g = widen(gs[c]);
                         ds[c] += g * widen(xs[c]);
                         narrow(g * s[c], to[c]);
                     }
@@ -99,39 +101,26 @@ void modulate_backward(const ModulationArgs& a, const T* x, const float* styles,
     });
 }
 
-// The piecewise linear activation: its value is the slope times u, but for the clamp.
-struct Activation {
-    float above, below, bound;
-    explicit Activation(const ModulationArgs& a)
-        : above((float)a.gain), below((float)(a.gain * a.alpha)), bound(a.clamp < 0 ? INFINITY : (float)a.clamp) {}
-    float slope(float u) const { return u > 0 ? above : below; }
-    float clamped(float y) const {
-        y = y > bound ? bound : y;
-        return y < -bound ? -bound : y;
-    }
-};
-
 template <class T>
-void epilogue(const ModulationArgs& a, const T* x, const float* scale, const float* noise, const float* bias, T* y, int threads) {
-    const std::vector<float> zeros(bias ? 0 : a.channels, 0.0f);
+void epilogue(const ModulationArgs& a, const T* x, const Small<T>* scale, const Small<T>* noise, const Small<T>* bias, T* y, int threads) {
+    const std::vector<Small<T>> zeros(bias ? 0 : a.channels);
     share(a.n * runs_per_sample(a), threads, [&](int64_t, int64_t begin, int64_t end) {
         // Not outside: what a lambda refers to might change with every store, and nothing would be vectorised.
         const int64_t channels = a.channels;
-        const Activation act(a);
-        const float* __restrict b = bias ? bias : zeros.data();
+        const Epilogue<Small<T>> act = epilogue_of<Small<T>>(a);
+        const Small<T>* __restrict b = bias ? bias : zeros.data();
         for (int64_t index = begin; index < end; index++) {
             const Run run = run_at(a, index);
-            const float* __restrict d = scale + run.sample * channels;
-            const float* shift = noise ? noise + (a.noise_per_sample ? run.sample * a.pixels : 0) : nullptr;
+            const Small<T>* __restrict d = scale + run.sample * channels;
+            const Small<T>* shift = noise ? noise + (a.noise_per_sample ? run.sample * a.pixels : 0) : nullptr;
             for (int64_t p = run.first; p < run.last; p++) {
                 const int64_t at = (run.sample * a.pixels + p) * channels;
-                const float z = shift ? shift[p] : 0.0f;
+                const Small<T> z = shift ? shift[p] : 0;
                 const T* from = x + at;
                 T* to = y + at;
 #pragma omp simd
                 for (int64_t c = 0; c < channels; c++) {
-                    const float u = widen(from[c]) * d[c] + (b[c] + z);
-                    narrow(act.clamped(act.slope(u) * u), to[c]);
+                    narrow(act.value(widen(from[c]), d[c], b[c] + z), to[c]);
                 }
             }
         }
@@ -139,33 +128,31 @@ void epilogue(const ModulationArgs& a, const T* x, const float* scale, const flo
 }
 
 template <class T>
-void epilogue_backward(const ModulationArgs& a, const T* x, const float* scale, const float* noise, const float* bias, const T* dy, T* dx,
-                       float* dscale, float* dbias, float* dnoise, int threads) {
-    const std::vector<float> zeros(bias ? 0 : a.channels, 0.0f);
-    std::vector<Sums> rooms(threads, Sums(2, a.channels));
+void epilogue_backward(const ModulationArgs& a, const T* x, const Small<T>* scale, const Small<T>* noise, const Small<T>* bias, const T* dy, T* dx,
+                       Small<T>* dscale, Small<T>* dbias, Small<T>* dnoise, int threads) {
+    const std::vector<Small<T>> zeros(bias ? 0 : a.channels);
+    std::vector<Sums<Small<T>>> rooms(threads, Sums<Small<T>>(2, a.channels));
     share(a.n, threads, [&](int64_t thread, int64_t begin, int64_t end) {
         const int64_t channels = a.channels, per_sample = runs_per_sample(a);
-        const Activation act(a);
-        const float* __restrict b = bias ? bias : zeros.data();
-        Sums& sums = rooms[thread];
+        const Epilogue<Small<T>> act = epilogue_of<Small<T>>(a);
+        const Small<T>* __restrict b = bias ? bias : zeros.data();
+        Sums<Small<T>>& sums = rooms[thread];
         for (int64_t n = begin; n < end; n++) {
             sums.start();
-            const float* __restrict d = scale + n * channels;
-            const float* shift = noise ? noise + (a.noise_per_sample ? n * a.pixels : 0) : nullptr;
-            float *__restrict dd = sums.row(0), *__restrict db = sums.row(1);
+            const Small<T>* __restrict d = scale + n * channels;
+            const Small<T>* shift = noise ? noise + (a.noise_per_sample ? n * a.pixels : 0) : nullptr;
+            Small<T> *__restrict dd = sums.row(0), *__restrict db = sums.row(1);
             for (int64_t r = 0; r < per_sample; r++) {
                 const Run run = run_at(a, n * per_sample + r);
                 for (int64_t p = run.first; p < run.last; p++) {
                     const int64_t at = (n * a.pixels + p) * channels;
-                    const float z = shift ? shift[p] : 0.0f;
+                    const Small<T> z = shift ? shift[p] : 0;
                     const T *__restrict xs = x + at, *__restrict gs = dy + at;
                     T* __restrict to = dx + at;
-                    float total = 0;
+                    Small<T> total = 0;
 #pragma omp simd reduction(+ : total)
                     for (int64_t c = 0; c < channels; c++) {
-                        const float v = widen(xs[c]), g = widen(gs[c]);
-                        const float u = v * d[c] + (b[c] + z), slope = act.slope(u);
-                        const float du = std::fabs(slope * u) > act.bound ? 0.0f : g * slope;
+                        const Small<T> v = widen(xs[c]), du = act.derivative(v, d[c], b[c] + z, widen(gs[c]));
                         dd[c] += du * v;
                         db[c] += du;
                         total += du;
@@ -184,11 +171,13 @@ void epilogue_backward(const ModulationArgs& a, const T* x, const float* scale, 
 // Runs `pass` for the element type of the arguments, handed over as a null pointer to it.
 template <class Pass>
 int32_t for_type(const ModulationArgs* a, Pass pass) {
-    if (!a || a->n < 0 || a->pixels < 0 || a->channels < 0) return BAD_ARGUMENT;
+    if (!valid(a) || !a->channels_last) return BAD_ARGUMENT;
     if (a->n == 0 || a->channels == 0) return OK;
     try {
         if (a->dtype == F32) {
             pass((float*)nullptr);
+        } else if (a->dtype == F64) {
+            pass((double*)nullptr);
         } else if (a->dtype == BF16) {
             pass((bfloat16*)nullptr);
         } else {
@@ -202,34 +191,34 @@ int32_t for_type(const ModulationArgs* a, Pass pass) {
 
 }  // namespace
 
-int32_t modulate_cpu(const ModulationArgs* args, const void* x, const float* styles, void* y, int32_t threads) {
+int32_t modulate_cpu(const ModulationArgs* args, const void* x, const void* styles, void* y, int32_t threads) {
     return for_type(args, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
-        modulate(*args, (const T*)x, styles, (T*)y, sensible_threads(*args, threads));
+        modulate(*args, (const T*)x, (const Small<T>*)styles, (T*)y, sensible_threads(*args, threads));
     });
 }
 
-int32_t modulate_backward_cpu(const ModulationArgs* args, const void* x, const float* styles, const void* dy, void* dx, float* dstyles,
+int32_t modulate_backward_cpu(const ModulationArgs* args, const void* x, const void* styles, const void* dy, void* dx, void* dstyles,
                               int32_t threads) {
     return for_type(args, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
-        modulate_backward(*args, (const T*)x, styles, (const T*)dy, (T*)dx, dstyles, sensible_threads(*args, threads));
+        modulate_backward(*args, (const T*)x, (const Small<T>*)styles, (const T*)dy, (T*)dx, (Small<T>*)dstyles, sensible_threads(*args, threads));
     });
 }
 
-int32_t epilogue_cpu(const ModulationArgs* args, const void* x, const float* scale, const float* noise, const float* bias, void* y,
+int32_t epilogue_cpu(const ModulationArgs* args, const void* x, const void* scale, const void* noise, const void* bias, void* y,
                      int32_t threads) {
     return for_type(args, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
-        epilogue(*args, (const T*)x, scale, noise, bias, (T*)y, sensible_threads(*args, threads));
+        epilogue(*args, (const T*)x, (const Small<T>*)scale, (const Small<T>*)noise, (const Small<T>*)bias, (T*)y, sensible_threads(*args, threads));
     });
 }
 
-int32_t epilogue_backward_cpu(const ModulationArgs* args, const void* x, const float* scale, const float* noise, const float* bias,
-                              const void* dy, void* dx, float* dscale, float* dbias, float* dnoise, int32_t threads) {
+int32_t epilogue_backward_cpu(const ModulationArgs* args, const void* x, const void* scale, const void* noise, const void* bias,
+                              const void* dy, void* dx, void* dscale, void* dbias, void* dnoise, int32_t threads) {
     return for_type(args, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
-        epilogue_backward(*args, (const T*)x, scale, noise, bias, (const T*)dy, (T*)dx, dscale, dbias, dnoise,
-                          sensible_threads(*args, threads));
+        epilogue_backward(*args, (const T*)x, (const Small<T>*)scale, (const Small<T>*)noise, (const Small<T>*)bias, (const T*)dy, (T*)dx,
+                          (Small<T>*)dscale, (Small<T>*)dbias, (Small<T>*)dnoise, sensible_threads(*args, threads));
     });
 }
