@@ -17,10 +17,10 @@ import click
 import torch
 
 from dnnlib import EasyDict, UserError
-from dnnlib.cli import run_command
+from dnnlib.cli import USER_ERROR, run_command
 from dnnlib.download import is_url
 from metrics.registry import check_detectors, parse_metrics
-from torch_utils import distributed
+from torch_utils import distributed, slurm
 from training import config
 from training.options import Options, add_options
 from training.run_files import RunDir
@@ -43,10 +43,10 @@ def check_resume(source: str | None) -> None:
 
 
 def check_processes(num_gpus: int, device: torch.device) -> None:
-    """Raises UserError if this machine cannot run so many ranks on devices of this kind, or torchrun started another number."""
+    """Raises UserError if this machine cannot run so many ranks on devices of this kind, or were started in another number."""
     if distributed.launched():
         if distributed.announced_world_size() != num_gpus:
-            raise UserError(f"--gpus={num_gpus}, but torchrun started {distributed.announced_world_size()} processes")
+            raise UserError(f"--gpus={num_gpus}, but torchrun or srun started {distributed.announced_world_size()} processes")
         return
     here = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, num_gpus)
     if num_gpus > here:
@@ -66,21 +66,22 @@ def configure(options: Options, typed: set[str], device: torch.device) -> EasyDi
     return args
 
 
-def run_rank(args: EasyDict, device: torch.device, continued: bool) -> None:
-    """Trains in this process, as one of torchrun's or alone."""
-    device = distributed.join(device)
+def run_rank(args: EasyDict, device: torch.device, continued: bool, rank_timeout: float) -> None:
+    """Trains in this process, alone or as one of several ranks."""
+    advice = f"go on from its last state with --continue-run={args.run_dir}"
+    device = distributed.join(device, rank_timeout, advice)
     try:
         args.update(distributed.broadcast_object({name: args[name] for name in ("run_dir", "ops") if name in args}))
         training_loop(args, device, distributed.world_size(), continued)
-    except BaseException:
-        distributed.leave(together=False)
+    except BaseException as error:
+        distributed.leave(error, code=USER_ERROR if isinstance(error, UserError) else 1)
         raise
     distributed.leave()
 
 
 def open_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.device]:
     """The configuration of the run to continue. Raises UserError if other options are given with it, or the place has changed."""
-    others = sorted(typed - {"continue_run", "dry_run", "gpus"})
+    others = sorted(typed - {"continue_run", "dry_run", "gpus", "rank_timeout"})
     if others:
         raise UserError(f"--continue-run takes all options from the run folder; leave out --{others[0].replace('_', '-')}")
     run, args = RunDir.open(options.continue_run)
@@ -95,6 +96,7 @@ def main(**given) -> None:
     """Train a GAN on a folder or zip of images made by dataset_tool.py."""
     typed = {name for name, value in given.items() if value is not None}
     options = Options(**{name: given[name] for name in typed})
+    slurm.adopt_step()
     if distributed.launched() and "gpus" not in typed:
         options.gpus = distributed.announced_world_size()
     continued = options.continue_run is not None
@@ -116,7 +118,7 @@ def main(**given) -> None:
     if args.num_gpus > 1 and not distributed.launched():
         distributed.launch_local(os.path.abspath(__file__), sys.argv[1:], args.num_gpus)
         return
-    run_rank(args, device, continued)
+    run_rank(args, device, continued, options.rank_timeout)
 
 
 add_options(main)

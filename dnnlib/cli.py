@@ -11,6 +11,7 @@ import click
 from dnnlib.errors import UserError
 
 MAX_RANGE = 10_000_000
+USER_ERROR = 2  # exit code
 
 
 class IntRangeList(click.ParamType):
@@ -57,7 +58,7 @@ def run_command(command: click.Command, args: Sequence[str] | None = None) -> No
         sys.exit(130)
     except click.ClickException as error:
         print(f"Error: {error.format_message()}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(USER_ERROR)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(USER_ERROR)

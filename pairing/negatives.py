@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
+from torch_utils.distributed import arrive
+
 
 class _Message:
     """What the two ends of a gathering share: the message under way, and where it arrives."""
@@ -30,6 +32,7 @@ class _Send(torch.autograd.Function):
     def forward(ctx, x, message):
         ctx.message, ctx.rows = message, x.shape[0]
         message.parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        arrive()
         message.own = x.contiguous()  # has to live as long as the message is under way
         message.work = dist.all_gather(message.parts, message.own, async_op=True)
         return x.view_as(x)

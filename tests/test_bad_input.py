@@ -175,7 +175,7 @@ def test_a_device_that_is_not_there(refused_training, good, monkeypatch):
 def test_torchrun_with_another_number_of_processes(refused_training, good, monkeypatch):
     for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    assert "--gpus=2, but torchrun started 4 processes" in refused_training(good / "pics.zip", "--gpus=2")
+    assert "--gpus=2, but torchrun or srun started 4 processes" in refused_training(good / "pics.zip", "--gpus=2")
 
 
 @pytest.fixture

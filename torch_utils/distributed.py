@@ -1,8 +1,15 @@
-"""Ranks: joining a group started by torchrun, starting local ranks, and exchanging gradients in one flat message."""
+"""Ranks: joining a group started by torchrun or srun, starting local ranks, and exchanging gradients in one flat message.
+
+Ranks that wait for one that is gone or hangs are ended by the roll call (torch_utils.roll_call), not by timeouts of the messages: rank 0
+may be busy with metrics for hours while the others wait for it in good order.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -10,12 +17,19 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from dnnlib import UserError
+from torch_utils.roll_call import RollCall
+
+JOIN_SECONDS = 600.0  # within which all ranks must have come: machines that start cold need minutes
+MESSAGE_TIMEOUT = datetime.timedelta(days=7)
+
+_roll_call: RollCall | None = None
 
 
 def launched() -> bool:
-    """True in a process that torchrun started."""
+    """True in a process that torchrun started, or srun after `slurm.adopt_step`."""
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -30,7 +44,7 @@ def world_size() -> int:
 
 
 def announced_world_size() -> int:
-    """Processes that torchrun announced, before the group is joined; 1 without torchrun."""
+    """Processes that were started together, before the group is joined; 1 if this one was started alone."""
     return int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
 
 
@@ -49,41 +63,88 @@ def launch_local(script: str, arguments: Sequence[str], num_ranks: int) -> NoRet
         torchrun(["--standalone", f"--nproc-per-node={num_ranks}", script, *arguments])
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
-        print(f"Error: rank {number} ended with exit code {failure.exitcode}; its own message is above", file=sys.stderr)
-        code = max(failure.exitcode, 1)
+        if failure.exitcode < 0:
+            print(f"Error: rank {number} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
+        else:
+            print(f"Error: rank {number} ended with exit code {failure.exitcode}; its own message is above", file=sys.stderr)
+        code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def join(device: torch.device) -> torch.device:
-    """Joins the group that torchrun announced (nccl on CUDA, gloo elsewhere); returns this rank's device.
-
-    Raises:
-        UserError: this machine has fewer GPUs than local ranks.
-    """
-    if not launched():
+def _own_device(device: torch.device) -> torch.device:
+    """The GPU of this rank, if it is to have one: that of its number on this machine, or the only one that its launcher lets it see."""
+    if device.type != "cuda":
         return device
-    local_rank = int(os.environ["LOCAL_RANK"])
-    if device.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(f"local rank {local_rank} needs a GPU of its own, this machine has {torch.cuda.device_count()}; lower --gpus")
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    local_rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if count == 1 and os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ["WORLD_SIZE"]:
+        local_rank = 0  # with --gpus-per-task, Slurm shows each task its own GPU alone
+    if local_rank >= count:
+        raise UserError(f"local rank {local_rank} needs a GPU of its own, this machine has {count}; lower --gpus")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
     return device
 
 
-def leave(together: bool = True) -> None:
+def join(device: torch.device, rank_timeout: float = 0, advice: str = "") -> torch.device:
+    """Joins the group that torchrun or srun announced (nccl on CUDA, gloo elsewhere); returns this rank's device.
+
+    Args:
+        rank_timeout: seconds that a rank may be stuck before the others end (and half of that silent); 0: they wait for ever.
+        advice: what to do then, the end of the sentence that is printed.
+
+    Raises:
+        UserError: this machine has fewer GPUs than local ranks, or not all ranks have come.
+    """
+    global _roll_call
+    if not launched():
+        return device
+    device = _own_device(device)
+    address = os.environ["MASTER_ADDR"]
+    try:
+        store, own_rank, size = next(rendezvous("env://", timeout=datetime.timedelta(seconds=JOIN_SECONDS)))
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        if rank_timeout > 0 and size > 1:
+            _roll_call = RollCall(store, own_rank, size, address, rank_timeout, JOIN_SECONDS, advice)
+    except dist.DistError as error:
+        raise UserError(f"the ranks cannot meet at {address}:{os.environ['MASTER_PORT']}: {' '.join(str(error).split())[:200]}") from error
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=own_rank, world_size=size, timeout=MESSAGE_TIMEOUT)
+    return device
+
+
+def leave(error: BaseException | None = None, code: int = 1) -> None:
     """Leaves the group, if there is one, while the interpreter is still whole.
 
     Args:
-        together: all ranks come here, and none goes before the last has; False: after an error, when others may be stuck or gone.
+        error: None: all ranks come here, and none goes before the last has. Else what ends this rank, when others may be stuck or gone.
+        code: after an error, the exit code with which this rank will end and the others shall.
     """
+    global _roll_call
+    if error is None and world_size() > 1:
+        dist.barrier()
+    if _roll_call is not None:
+        _roll_call.leave(error, code)
+        _roll_call = None
     if dist.is_available() and dist.is_initialized():
-        if together:
-            dist.barrier()
         dist.destroy_process_group()
+
+
+def arrive() -> None:
+    """To be called before each exchange, by all ranks alike: it shows who is late."""
+    if _roll_call is not None:
+        _roll_call.arrive()
+
+
+def stepped(place: str) -> None:
+    """Says that a step is done and how far the run is now, such as '12.3 kimg'."""
+    if _roll_call is not None:
+        _roll_call.stepped(place)
+
+
+def busy(task: str) -> contextlib.AbstractContextManager:
+    """Within: this rank does what may take longer than a step, such as metrics, and the others do not give it up."""
+    return contextlib.nullcontext() if _roll_call is None else _roll_call.busy(task)
 
 
 def broadcast_object(value: Any) -> Any:
@@ -91,6 +152,7 @@ def broadcast_object(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value]
+    arrive()
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
@@ -100,6 +162,7 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
+    arrive()
     dist.all_gather_object(values, value)
     return values
 
@@ -107,8 +170,14 @@ def gather_objects(value: Any) -> list[Any]:
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """Adds up a tensor over ranks, in place, and returns it."""
     if world_size() > 1:
+        arrive()
         dist.all_reduce(value)
     return value
+
+
+def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Averages a tensor over ranks, in place, and returns it."""
+    return sum_over_ranks(value).div_(world_size()) if world_size() > 1 else value
 
 
 def exchange_gradients(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
@@ -123,9 +192,7 @@ def exchange_gradients(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """
     parameters = [p for p in parameters if p.requires_grad]
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-    if world_size() > 1:
-        dist.all_reduce(flat)
-        flat /= world_size()
+    mean_over_ranks(flat)
     bad = (~torch.isfinite(flat)).sum()
     torch.nan_to_num(flat, nan=0.0, posinf=1e5, neginf=-1e5, out=flat)
     for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):

@@ -14,6 +14,7 @@ from torch import nn
 from pairing.losses import binary_pairing, infonce, mode_seeking
 from pairing.negatives import LatentGather, further_latents
 from torch_utils import training_stats
+from torch_utils.distributed import mean_over_ranks
 from training import objectives
 
 PHASES = ("Gmain", "Greg", "Gboth", "Dmain", "Dreg", "Dboth")
@@ -173,7 +174,8 @@ class StyleGAN2Loss:
         n = max(len(z) // self.pl_batch_shrink, 1)
         img, ws, _ = self.run_G(z[:n], c[:n])
         lengths = objectives.path_lengths(img, ws)
-        self.pl_mean.copy_(self.pl_mean.lerp(lengths.detach().mean(), self.pl_decay))  # in place: a CUDA graph knows addresses
+        mean = mean_over_ranks(lengths.detach().mean())
+        self.pl_mean.copy_(self.pl_mean.lerp(mean, self.pl_decay))  # in place: a CUDA graph knows addresses
         penalty = (lengths - self.pl_mean).square()
         training_stats.report("Loss/pl_penalty", penalty)
         training_stats.report("Loss/G/reg", penalty * self.pl_weight)
@@ -245,7 +247,7 @@ class StyleGAN2Loss:
         """Adds gain times the gradients of `phase`'s mean loss to the networks' .grad.
 
         Every loss is a mean over the samples given, so with gain = 1 / rounds the rounds of an accumulation sum to the
-        gradient of one big batch (except that minibatch std and pairing negatives see one round at a time).
+        gradient of one big batch (except that pairing negatives and the path length's mean see one round at a time).
 
         Args:
             phase: one of `PHASES`; the networks that the phase does not train have requires_grad off.

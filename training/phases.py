@@ -85,6 +85,9 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 def run_phase(phase: Phase, loss: StyleGAN2Loss, batch: Batch, batch_gpu: int) -> torch.Tensor:
     """Accumulates the phase's gradients over rounds of `batch_gpu` images, averages them over ranks, and steps.
 
+    Rounds deal out the batch in turn, as ranks do. A minibatch-std group is made of images a whole number of groups apart, so each round
+    sees groups that the whole batch has, too: neither rounds nor ranks change what a step does.
+
     Args:
         batch: real images [N, C, H, W], their labels, latents and labels of generated images, all with N rows.
 
@@ -94,7 +97,8 @@ def run_phase(phase: Phase, loss: StyleGAN2Loss, batch: Batch, batch_gpu: int) -
     rounds = -(-len(batch[0]) // batch_gpu)
     with trainable(*phase.modules):
         phase.optimizer.zero_grad(set_to_none=True)
-        for index, part in enumerate(zip(*(t.split(batch_gpu) for t in batch))):
+        for index in range(rounds):
+            part = [t[index::rounds] for t in batch]
             loss.accumulate_gradients(phase.name, *part, sync=index == rounds - 1, gain=phase.gain / rounds)
         bad = exchange_gradients(p for module in phase.modules for p in module.parameters())
     phase.optimizer.step()

@@ -13,7 +13,7 @@ from dnnlib import EasyDict, UserError
 from pairing.adaptive import PairingController, PairingWarmUp
 from pairing.network import PairingNetwork
 from torch_utils.checkpoint import NetworkRecord
-from torch_utils.distributed import gather_objects, rank, sum_over_ranks, world_size
+from torch_utils.distributed import gather_objects, mean_over_ranks, rank, sum_over_ranks, world_size
 from training.ada import AdaController
 from training.augment import AugmentPipe
 from training.dataset import ImageFolderDataset
@@ -141,6 +141,12 @@ class TrainingState:
         self.batch_idx += 1
         for controller in self._controllers().values():
             controller.update(self.batch_idx, batch_size, sum_over_ranks)
+
+    @torch.no_grad()
+    def share_averages(self) -> None:
+        """Makes the running mean of w, into which every rank takes the latents that it draws itself, that of all ranks. To be called by all."""
+        w_avg = mean_over_ranks(self.G.mapping.w_avg)
+        self.G_ema.mapping.w_avg.copy_(w_avg)
 
     def _controllers(self) -> dict:
         named = {"ada": self.ada, "pairing": self.pairing_control}

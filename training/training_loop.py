@@ -15,7 +15,7 @@ from dnnlib.log import Logger
 from metrics.registry import compute_metrics, parse_metrics
 from metrics.report import stamp_line, write_line
 from torch_utils import checkpoint
-from torch_utils.distributed import broadcast_object, gather_objects, rank
+from torch_utils.distributed import broadcast_object, busy, gather_objects, rank, stepped
 from torch_utils.ops import backend
 from training import alarm
 from training.data_loader import open_loader
@@ -196,6 +196,7 @@ class Trainer:
         done = state.cur_nimg >= args.total_kimg * 1000
         while not done:
             state.step(*next(self.loader))
+            stepped(f"{state.cur_nimg / 1e3:.1f} kimg")
             progress.live(state)
             done = state.cur_nimg >= args.total_kimg * 1000
             if not done and state.cur_tick != 0 and state.cur_nimg < tick_nimg + args.kimg_per_tick * 1000:
@@ -206,13 +207,15 @@ class Trainer:
             at_snapshot = done or state.cur_tick % args.network_snapshot_ticks == 0
             state.cur_tick += 1
             if at_snapshot:
-                if self.is_writer:
-                    self.pictures.save_fakes(state.G_ema, self.device, self.run / f"fakes{state.cur_nimg // 1000:06d}.png")
-                self.check_ranks_agree()
-                self.save_networks()
-                self.evaluate(progress)
-                self.watch()
-                self.save_state(progress.seconds())
+                with busy("a snapshot"):
+                    state.share_averages()
+                    if self.is_writer:
+                        self.pictures.save_fakes(state.G_ema, self.device, self.run / f"fakes{state.cur_nimg // 1000:06d}.png")
+                    self.check_ranks_agree()
+                    self.save_networks()
+                    self.evaluate(progress)
+                    self.watch()
+                    self.save_state(progress.seconds())
             progress.next_tick(tick_end)
         progress.close()
 
