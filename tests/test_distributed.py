@@ -89,13 +89,12 @@ RANK = """
     from torch_utils import distributed
     if not distributed.launched():
         distributed.launch_local(__file__, sys.argv[1:], 2)
-    distributed.join(torch.device("cpu"))
-    try:
-        if distributed.rank() == int(sys.argv[1]):
-            sys.exit(7)
-        print("sum", int(distributed.sum_over_ranks(torch.ones([]))) if sys.argv[1] == "-1" else 0)
-    finally:
-        distributed.leave(together=sys.argv[1] == "-1")
+    distributed.join(torch.device("cpu"), rank_timeout=60)
+    if distributed.rank() == int(sys.argv[1]):
+        distributed.leave(SystemExit(7), code=7)
+        sys.exit(7)
+    print("sum", int(distributed.sum_over_ranks(torch.ones([]))))
+    distributed.leave()
 """
 
 
