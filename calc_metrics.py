@@ -35,6 +35,7 @@ from metrics.sources import DataSide, FileSide, GeneratorSide, Images, PassOptio
 from training.config import choose_device
 from training.dataset import ImageFolderDataset
 from training.networks import load_network
+from training.run_files import BEST_LINK
 
 DATASET_OPTIONS = ("path", "use_labels", "max_size", "xflip", "random_seed")
 NETWORK_SUFFIXES = (".safetensors", ".pkl")
@@ -137,8 +138,10 @@ def find_networks(given: str) -> list[str]:
     Raises:
         UserError: a directory or a pattern without networks.
     """
-    if download.is_url(given) or os.path.isfile(given):
+    if download.is_url(given):
         return [given]
+    if os.path.isfile(given):
+        return [_itself(given)]
     places = [given] if os.path.isdir(given) else sorted(glob.glob(given))
     if not places and not glob.has_magic(given):
         return [given]  # reading it will tell what is wrong with it
@@ -150,7 +153,14 @@ def find_networks(given: str) -> list[str]:
         found += [path for suffix in NETWORK_SUFFIXES for path in glob.glob(os.path.join(glob.escape(place), f"network-snapshot-*{suffix}"))]
     if not found:
         raise UserError(f"--network={given} holds no network-snapshot-*.safetensors or .pkl; give a network, a run directory, or a pattern of these")
-    return sorted(set(found), key=lambda path: (os.path.dirname(path), _kimg(path), path))
+    return sorted(set(map(_itself, found)), key=lambda path: (os.path.dirname(path), _kimg(path), path))
+
+
+def _itself(path: str) -> str:
+    """The snapshot that network-snapshot-best.safetensors leads to, so that it is measured under its own name and once."""
+    if os.path.basename(path) != BEST_LINK or not os.path.islink(path):
+        return path
+    return os.path.join(os.path.dirname(path), os.path.basename(os.readlink(path)))
 
 
 def _kimg(path: str) -> int:

@@ -20,7 +20,7 @@ from dnnlib import UserError
 OPTIONS_FILE = "training_options.json"
 SEED = "random_seed"
 # What a run writes and measures, and where; none of it changes the networks that come out.
-BOOKKEEPING = {SEED, "run_dir", "metrics", "detector", "metric_seed", "keep_snapshots", "data_loader_kwargs"}
+BOOKKEEPING = {SEED, "run_dir", "metrics", "detector", "metric_seed", "keep_snapshots", "best_metric", "wandb", "data_loader_kwargs"}
 BOOKKEEPING |= {"image_snapshot_ticks", "network_snapshot_ticks"}
 # Beginnings of the figures that are better when lower, and endings of those for which neither way is better.
 LOWER_IS_BETTER = ("fid", "kid", "ppl", "collision")

@@ -77,6 +77,7 @@ def test_a_run_writes_the_files_of_the_field(full):
     numbered = {f"network-snapshot-00000{n}.safetensors" for n in range(3)} | {f"fakes00000{n}.png" for n in range(3)}
     states = {f"training-state-00000{n}.pt" for n in (1, 2)}  # the last good one and the one before
     single = {"log.txt", "stats.jsonl", "training_options.json", "reals.png", "fakes_init.png", "metric-prdc10k5_pool.jsonl"}
+    single |= {"best.json", "network-snapshot-best.safetensors"}
     events = {path.name for path in full.glob("events.out.tfevents.*")}
     assert len(events) == 1 and {path.name for path in full.iterdir()} == numbered | states | single | events
 

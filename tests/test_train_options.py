@@ -7,7 +7,7 @@ from tiny_runs import CPU, PoolDetector, stats_of, tiny_args, train, write_data
 from metrics import detectors
 from training.networks import load_network
 from training.phases import run_phase
-from training.run_files import RunDir
+from training.run_files import Best, RunDir
 from training.training_loop import Trainer, training_loop
 
 STEPS = dict(batch=252, kimg=1, precision="fp32")  # 4 steps, in one precision on every machine
@@ -123,9 +123,9 @@ def test_keep_bounds_the_snapshots_and_the_best_one_stays(tmp_path):
         run.prune(keep=3, metric="coverage_x")
         assert len(run.states()) <= 2
     assert run.snapshots() == [2, 5, 6, 7] and run.states() == [6, 7]
-    assert run.best("coverage_x") == 2 and run.best("absent") is None and run.best(None) is None
-    (tmp_path / "metric-fid10k.jsonl").write_text((tmp_path / "metric-coverage_x.jsonl").read_text())
-    assert run.best("fid10k") != 2  # there, less is better
+    assert run.best("coverage_x") == Best("coverage_x", 2, 0.9) and run.best("absent") is None and run.best(None) is None
+    (tmp_path / "metric-fid10k.jsonl").write_text((tmp_path / "metric-coverage_x.jsonl").read_text().replace("coverage_x", "fid10k"))
+    assert run.best("fid10k") == Best("fid10k", 7, 0.1)  # there, less is better; of equal ones the last
 
 
 def test_keep_follows_the_metric_under_the_name_of_its_detector(data, tmp_path):
@@ -134,7 +134,7 @@ def test_keep_follows_the_metric_under_the_name_of_its_detector(data, tmp_path):
     trainer = Trainer(tiny_args(data, tmp_path / "run", metrics=["coverage"], detector=str(tmp_path / "pool.pt"), **STEPS), CPU, 1)
     assert trainer.leading_metric == "coverage_pool"
     run = train(data, tmp_path / "run", batch=252, kimg=3, tick=1, snap=1, keep=1, metrics=["coverage"], detector=str(tmp_path / "pool.pt"))
-    stay = set(RunDir(run).states()) | {RunDir(run).best("coverage_pool")}
+    stay = set(RunDir(run).states()) | {RunDir(run).best("coverage_pool").kimg}
     assert set(RunDir(run).snapshots()) == stay and RunDir(run).best("coverage_pool") is not None
 
 

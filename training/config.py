@@ -13,6 +13,7 @@ import re
 import torch
 
 from dnnlib import EasyDict, UserError
+from metrics.registry import parse_metrics
 from metrics.screening import has_fast_bfloat16
 from pairing.network import MIN_RESOLUTION
 from torch_utils.allocator import keep_freed_memory
@@ -25,6 +26,7 @@ from training.options import RESUME_SOURCES, Options
 from training.presets import PRESETS, Preset, for_data
 
 ADA_TARGET = 0.6
+FIGURES = ("_precision", "_recall", "_coverage", "_mean")  # what metrics of several figures add to their names, and has a better direction
 RESUMED_ADA_KIMG = 100  # a transferred D overfits sooner, so p may move faster
 
 
@@ -250,8 +252,28 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
         args.allow_tf32 = True
     args.update(device=device.type, ops=backend.used(device.type), graphs=graphs.choose(o.graphs, device, o.gpus, o.compile), compile=o.compile)
     args.update(precision=precision, kimg_per_tick=o.tick, keep_snapshots=o.keep)
+    if o.best is not None:
+        args.best_metric = o.best
     args.update(detector=o.detector, metric_seed=o.metric_seed)
+    leading_figure(args)
     return args
+
+
+def leading_figure(args: EasyDict) -> str | None:
+    """The metric or figure that tells which snapshot is the best, under the name of its detector; None without metrics.
+
+    Raises:
+        UserError: --best is no metric of --metrics, and no figure of one.
+    """
+    specs, wanted = parse_metrics(args.metrics, args.detector), args.get("best_metric")
+    if wanted is None:
+        return specs[0].name if specs else None
+    rest = next((figure for figure in FIGURES if wanted.endswith(figure)), "")
+    for name, figure in ((wanted, ""), (wanted.removesuffix(rest), rest)):
+        for spec in specs:
+            if name in (spec.name, spec.protocol.name):
+                return spec.name + figure
+    raise UserError(f"--best={wanted} is neither one of --metrics={','.join(args.metrics) or 'none'} nor a figure of one, such as prdc50k3_coverage")
 
 
 def run_description(options: Options, typed: set[str], data: DataInfo) -> str:

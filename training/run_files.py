@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 
 from dnnlib import EasyDict, UserError, atomic_write_text
+from metrics.report import lines_path
+from metrics.runs import LOWER_IS_BETTER
 from torch_utils import checkpoint
+from training.history import read_figures, read_lines
 
 STATES_KEPT = 2  # the last good state and the one before
 OPTIONS_FILE = "training_options.json"
 ALARMS_FILE = "alarms.jsonl"
+BEST_FILE, BEST_LINK = "best.json", "network-snapshot-best.safetensors"
 LINE_FILES = ("stats.jsonl", "metric-*.jsonl", ALARMS_FILE)
 
 
@@ -21,6 +28,15 @@ def as_easydict(value):
     if isinstance(value, dict):
         return EasyDict({key: as_easydict(item) for key, item in value.items()})
     return [as_easydict(item) for item in value] if isinstance(value, list) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best snapshot: by which figure, at which kimg, and its value."""
+
+    figure: str
+    kimg: int
+    value: float
 
 
 class RunDir:
@@ -127,19 +143,37 @@ class RunDir:
             raise UserError(f"--continue-run={self.path}: none of its {len(states)} training states can be used; start a new run")
         return None
 
-    def best(self, metric: str | None) -> int | None:
-        """kimg of the snapshot with the best first figure of a metric (lower for FID, KID, path length and collision, else higher), or None."""
-        path = self.path / f"metric-{metric}.jsonl"
-        if metric is None or not path.is_file():
+    def best(self, metric: str | None) -> Best | None:
+        """The best of the snapshots by a metric or figure (lower for FID, KID, path length and collision, else higher), or None.
+
+        Args:
+            metric: name of a metric, of which the first figure counts, or of a figure.
+        """
+        figures, _ = read_figures(self.path)
+        figure = metric if metric in figures else next((name for line in self._metric_lines(metric) for name in line["results"]), None)
+        there = set(self.snapshots())
+        values = {kimg: value for kimg, value in figures.get(figure, {}).items() if kimg in there}
+        if not values:
             return None
-        sign = -1 if metric.startswith(("fid", "kid", "ppl", "collision")) else 1
-        values = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            number = re.search(r"snapshot-(\d+)", entry.get("snapshot_pkl") or "")
-            if number:
-                values.append((sign * next(iter(entry["results"].values())), int(number[1])))
-        return max(values)[1] if values else None
+        sign = -1 if figure.startswith(LOWER_IS_BETTER) else 1
+        kimg = max(values, key=lambda kimg: (sign * values[kimg], kimg))
+        return Best(figure, kimg, values[kimg])
+
+    def _metric_lines(self, metric: str | None) -> Iterator[dict]:
+        return (line for line in read_lines(lines_path(self.path, str(metric))) if isinstance(line.get("results"), dict))
+
+    def mark_best(self, metric: str | None) -> None:
+        """Says in best.json which snapshot is the best, and makes network-snapshot-best.safetensors lead to it where links can be made."""
+        best = self.best(metric)
+        if best is None:
+            return
+        snapshot = self.snapshot(best.kimg).name
+        atomic_write_text(self.path / BEST_FILE, json.dumps({**dataclasses.asdict(best), "snapshot": snapshot}) + "\n")
+        temporary = self.path / f".{pathlib.Path(BEST_LINK).stem}.{os.getpid()}.tmp.safetensors"
+        with contextlib.suppress(OSError, NotImplementedError):  # some file systems have no links; best.json is enough
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(snapshot)
+            os.replace(temporary, self.path / BEST_LINK)
 
     def prune(self, keep: int, metric: str | None) -> None:
         """Deletes training states but the last two and, with keep > 0, snapshots but the last `keep`, the best, and those of the states."""
@@ -147,7 +181,8 @@ class RunDir:
         for kimg in states[:-STATES_KEPT]:
             self.state(kimg).unlink()
         if keep > 0:
-            stay = {*self.snapshots()[-keep:], *states[-STATES_KEPT:], self.best(metric)}
+            best = self.best(metric)
+            stay = {*self.snapshots()[-keep:], *states[-STATES_KEPT:], best and best.kimg}
             for kimg in self.snapshots():
                 if kimg not in stay:
                     self.snapshot(kimg).unlink()

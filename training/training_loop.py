@@ -12,14 +12,16 @@ import torch
 
 from dnnlib import EasyDict, UserError
 from dnnlib.log import Logger
-from metrics.registry import compute_metrics, parse_metrics
+from metrics.registry import compute_metrics
 from metrics.report import stamp_line, write_line
 from torch_utils import checkpoint
 from torch_utils.distributed import broadcast_object, busy, gather_objects, rank, stepped
 from torch_utils.ops import backend
 from training import alarm
+from training.config import leading_figure
 from training.data_loader import open_loader
 from training.dataset import ImageFolderDataset
+from training.disk import DiskWatch, predict_sizes
 from training.pictures import GridPictures
 from training.progress import Progress
 from training.run_files import RunDir
@@ -50,7 +52,7 @@ class Trainer:
     def __init__(self, args: EasyDict, device: torch.device, num_ranks: int):
         self.args, self.device, self.run = args, device, RunDir(args.run_dir)
         self.num_ranks, self.is_writer = num_ranks, rank() == 0
-        self.leading_metric = next((spec.name for spec in parse_metrics(args.metrics, args.detector)), None)
+        self.leading_metric = leading_figure(args)
         _set_backends(args)
         self.dataset = ImageFolderDataset(**without_class(args.training_set_kwargs))
         self.state = TrainingState(args, self.dataset, device)
@@ -63,6 +65,9 @@ class Trainer:
             num_replicas=num_ranks,
             workers=args.data_loader_kwargs.num_workers,
         )
+        networks = {name: module for name, module in (("G", self.state.G), ("D", self.state.D), ("P", self.state.P)) if module is not None}
+        sizes = predict_sizes(networks, self.dataset.resolution, self.dataset.num_channels, len(self.dataset))
+        self.disk = DiskWatch(self.run, args, sizes)
         self.pictures = GridPictures(self.dataset, self.state.G.z_dim, args.random_seed)
 
     def restore(self, saved: dict | None) -> float:
@@ -91,6 +96,11 @@ class Trainer:
         """Prints on rank 0."""
         if self.is_writer:
             print(text, flush=True)
+
+    def say_space(self) -> None:
+        """Warns if the rest of the run does not fit the disk."""
+        for line in self.disk.look(self.state.cur_nimg) if self.is_writer else []:
+            self.say(line)
 
     def describe(self) -> None:
         """Prints what will be trained."""
@@ -130,6 +140,8 @@ class Trainer:
             saved = {"training": training, "loader": self.loader.state_dict(), "line_sizes": self.run.line_sizes(), "seconds": seconds}
             checkpoint.save_state(self.run.state(self.state.cur_nimg // 1000), saved)
             self.run.prune(self.args.keep_snapshots, self.leading_metric)
+            self.run.mark_best(self.leading_metric)
+            self.say_space()
 
     def evaluate(self, progress: Progress) -> None:
         """Runs the metrics on G_ema. One that fails is a warning: training is worth more than a figure."""
@@ -235,6 +247,8 @@ def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continue
     trainer = Trainer(args, device, num_ranks)
     saved = trainer.run.last_state() if continued else None
     transferred = begin(trainer.state, args.get("resume_pkl")) if saved is None else []
+    if not continued:
+        trainer.disk.check_start()
     if trainer.is_writer and not continued:
         RunDir.create(args)
     broadcast_object(None)  # the folder is there before anyone looks into it
@@ -243,6 +257,7 @@ def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continue
         for line in transferred:
             trainer.say(line)
         seconds = trainer.restore(saved) if continued else 0.0
+        trainer.say_space()
         if trainer.is_writer and trainer.state.cur_nimg == 0:
             trainer.pictures.save_reals(trainer.run / "reals.png")
             trainer.pictures.save_fakes(trainer.state.G_ema, device, trainer.run / "fakes_init.png")

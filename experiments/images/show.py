@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dnnlib.format import format_time
 from experiments.images.budgets import BUDGETS
-from experiments.images.disk import GB, free_bytes, needed_bytes
+from experiments.images.disk import needed_bytes
 from experiments.images.experiments import EXPERIMENTS
 from experiments.images.plan import Plan, PlannedRun
 from experiments.images.speed import Left, Speed, schedule
+from training.disk import GB, free_bytes
 
 UNKNOWN = "time unknown"
 

@@ -23,6 +23,7 @@ from experiments.images.run_state import run_folders
 from experiments.images.work import SCRIPTS, Stop, execute
 from metrics.registry import check_detectors, parse_metrics
 from training import config
+from training.run_files import RunDir
 
 SPEED_FILE = "speed.json"
 PROBE_SECONDS = 180  # after which the first step has to do
@@ -141,11 +142,11 @@ class Speed:
             if speed is None:
                 raise UserError(f"a run of {cost_class(run)} does not make one step in {PROBE_SECONDS} seconds here; take a smaller budget")
             self.training[cost_class(run)] = speed
-            if not with_metrics or not list(paths[-1].glob("network-snapshot-*")):
+            if not with_metrics or not RunDir(paths[-1]).snapshots():
                 return
             start = time.time()
             execute([str(SCRIPTS / "calc_metrics.py"), f"--network={paths[-1].as_posix()}", *run.measuring], output, environment)
-            self.measuring[metric_class(run)] = (time.time() - start) / len(list(paths[-1].glob("network-snapshot-*")))
+            self.measuring[metric_class(run)] = (time.time() - start) / len(RunDir(paths[-1]).snapshots())
 
 
 class _Deadline:
