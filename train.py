@@ -22,6 +22,7 @@ from dnnlib.download import is_url
 from metrics.registry import check_detectors, parse_metrics
 from torch_utils import distributed, slurm
 from training import config
+from training.boards import import_wandb
 from training.options import Options, add_options
 from training.run_files import RunDir
 from training.training_loop import training_loop
@@ -114,6 +115,8 @@ def main(**given) -> None:
         print(f"{args.run_dir} is finished: {args.total_kimg} kimg.")
         return
     check_processes(args.num_gpus, device)
+    if args.get("wandb"):
+        import_wandb(args.wandb)
     check_detectors(metrics)  # a detector that cannot be had would be noticed after the first snapshot only
     if args.num_gpus > 1 and not distributed.launched():
         distributed.launch_local(os.path.abspath(__file__), sys.argv[1:], args.num_gpus)

@@ -254,6 +254,8 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
     args.update(precision=precision, kimg_per_tick=o.tick, keep_snapshots=o.keep)
     if o.best is not None:
         args.best_metric = o.best
+    if o.wandb is not None:
+        args.wandb = o.wandb
     args.update(detector=o.detector, metric_seed=o.metric_seed)
     leading_figure(args)
     return args

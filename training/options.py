@@ -81,6 +81,7 @@ class Options:
     detector: str | None = _general(None, str, "detector of all metrics: inception, vgg16, embedded or a TorchScript file", shown="each metric's own")
     metric_seed: int = _general(0, click.IntRange(min=0, max=MAX_SEED), "random seed of the metrics")
     rank_timeout: float = _general(40.0, WEIGHT, "seconds after which all ranks end because one is stuck (silent: half of that); 0: wait for ever")
+    wandb: str | None = _general(None, str, "project of Weights & Biases to report to as well; needs the package wandb", shown="-")
 
     data: str | None = _data(None, str, "training images: folder or zip made by dataset_tool.py", shown="required")
     cond: bool = _data(False, bool, "train on the labels of the data set")

@@ -1,8 +1,9 @@
-"""What a run tells while it goes: the live line, the status line of each tick, stats.jsonl and TensorBoard."""
+"""What a run tells while it goes: the live line, the status line of each tick, stats.jsonl and the boards."""
 
 from __future__ import annotations
 
 import json
+import pathlib
 import sys
 import time
 
@@ -13,6 +14,7 @@ from dnnlib import EasyDict
 from dnnlib.format import format_time
 from torch_utils import training_stats
 from torch_utils.distributed import rank
+from training.boards import Board, open_boards
 from training.run_files import RunDir
 from training.state import TrainingState
 
@@ -38,18 +40,12 @@ class Progress:
         self._live = self.is_speaker and sys.stdout.isatty()
         self._last_live = 0.0
         self._started_at_nimg: int | None = None
-        self._board = None
+        self._boards: list[Board] = []
 
-    def open_board(self, state: TrainingState) -> None:
-        """Starts the TensorBoard file, where the package is installed. It takes back what an interrupted part wrote beyond `state`."""
-        if not self.is_speaker:
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            print(f"Skipping TensorBoard: {error}")
-            return
-        self._board = SummaryWriter(str(self.run.path), purge_step=state.cur_nimg // 1000 + (state.cur_nimg > 0))
+    def open_boards(self, state: TrainingState) -> None:
+        """Starts TensorBoard and what else the options name. Raises UserError where that is impossible."""
+        if self.is_speaker:
+            self._boards = open_boards(self.run, state.args, state.cur_nimg)
 
     def seconds(self) -> float:
         """Running time of the whole run so far."""
@@ -130,15 +126,20 @@ class Progress:
     def _write(self, stats: EasyDict, state: TrainingState) -> None:
         with open(self.run / "stats.jsonl", "a", encoding="utf-8") as handle:
             handle.write(json.dumps(dict(stats, timestamp=time.time())) + "\n")
-        if self._board is not None:
-            for name, value in stats.items():
-                self._board.add_scalar(name, value.mean, global_step=int(state.cur_nimg / 1e3), walltime=self.seconds())
-            self._board.flush()
+        self._show({name: value.mean for name, value in stats.items()}, state)
+
+    def _show(self, values: dict[str, float], state: TrainingState) -> None:
+        for board in self._boards:
+            board.scalars(values, state.cur_nimg // 1000, self.seconds())
 
     def metric(self, name: str, value: float, state: TrainingState) -> None:
-        """Adds a metric to TensorBoard."""
-        if self._board is not None:
-            self._board.add_scalar(f"Metrics/{name}", value, global_step=int(state.cur_nimg / 1e3), walltime=self.seconds())
+        """Adds a metric to the boards."""
+        self._show({f"Metrics/{name}": value}, state)
+
+    def picture(self, name: str, path: pathlib.Path, state: TrainingState) -> None:
+        """Adds a picture file to the boards that show pictures."""
+        for board in self._boards:
+            board.picture(name, path, state.cur_nimg // 1000)
 
     def next_tick(self, tick_end: float) -> None:
         """Starts the clock of the next tick; what passed since `tick_end` was maintenance."""
@@ -146,6 +147,6 @@ class Progress:
         self.maintenance = self.tick_start - tick_end
 
     def close(self) -> None:
-        """Flushes and closes the TensorBoard file."""
-        if self._board is not None:
-            self._board.close()
+        """Flushes and closes the boards."""
+        for board in self._boards:
+            board.close()

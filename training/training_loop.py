@@ -202,7 +202,7 @@ class Trainer:
         """Trains until total_kimg, from wherever the state stands."""
         args, state = self.args, self.state
         progress = Progress(self.run, args.total_kimg, seconds_before)
-        progress.open_board(state)
+        progress.open_boards(state)
         tick_nimg = state.cur_nimg
         nonfinite = int(state.nonfinite)
         done = state.cur_nimg >= args.total_kimg * 1000
@@ -222,7 +222,9 @@ class Trainer:
                 with busy("a snapshot"):
                     state.share_averages()
                     if self.is_writer:
-                        self.pictures.save_fakes(state.G_ema, self.device, self.run / f"fakes{state.cur_nimg // 1000:06d}.png")
+                        fakes = self.run / f"fakes{state.cur_nimg // 1000:06d}.png"
+                        self.pictures.save_fakes(state.G_ema, self.device, fakes)
+                        progress.picture("fakes", fakes, state)
                     self.check_ranks_agree()
                     self.save_networks()
                     self.evaluate(progress)
