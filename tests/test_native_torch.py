@@ -136,6 +136,23 @@ def test_work_is_done_on_the_stream_at_hand():
     assert torch.equal(result, expected)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_gradient_of_a_gradient_looks_for_no_derivative_where_there_is_none():
+    """The incoming gradient is a constant, as a path length's; the activation's derivative is one, too, although it is made from what is not."""
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    (dx,) = torch.autograd.grad(bias_act(x * x, torch.randn(3), act="linear", clamp=1.0), x, torch.ones_like(x), create_graph=True)
+    (second,) = torch.autograd.grad(dx.sum(), x)
+    assert set(second.unique().tolist()) == {0.0, 2.0}
+
+
+def test_operands_on_another_device_are_refused():
+    from torch_utils.ops import native
+
+    x, f = torch.randn(1, 2, 6, 6), setup_filter([1, 3, 3, 1])
+    with pytest.raises(RuntimeError, match="native upfirdn2d: operands are on cpu and on meta"):
+        native._run_upfirdn2d(x, f.to("meta"), (1, 1), (1, 1), (1, 2, 1, 2), True, 1.0)
+
+
 # ---- where they do not run
 
 

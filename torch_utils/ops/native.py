@@ -89,13 +89,20 @@ def _check(device: torch.device) -> None:
         raise BuildError(f"the native ops for {device.type} compute {y.tolist()} where 9.5 is right; the compiler is at fault, take another one")
 
 
-def call(name: str, x: torch.Tensor, args: ctypes.Structure, *pointers: int | None) -> None:
-    """Runs a function of the library on memory of the device of `x`."""
+def call(name: str, x: torch.Tensor, args: ctypes.Structure, *tensors: torch.Tensor | None) -> None:
+    """Runs a function of the library on the tensors' memory, on the device of `x`.
+
+    Raises:
+        RuntimeError: a tensor is on another device, or the device refuses.
+    """
+    for t in tensors:
+        if t is not None and t.device != x.device:
+            raise RuntimeError(f"native {name}: operands are on {x.device} and on {t.device}; bring them to one device")
     if x.is_cuda:
         kind, where = "cuda", (x.device.index, torch.cuda.current_stream(x.device).cuda_stream)
     else:
         kind, where = "cpu", (torch.get_num_threads(),)
-    error = _functions[name, kind](args, *pointers, *where)
+    error = _functions[name, kind](args, *(None if t is None else t.data_ptr() for t in tensors), *where)
     if error:
         raise RuntimeError(f"native {name} on {kind}: {_functions['error_text', kind](error).decode()} (error {error})")
 
@@ -127,7 +134,7 @@ def _run_upfirdn2d(x, f, up, down, padding, flip_filter, gain) -> torch.Tensor:
         return y.zero_()
     f = f.contiguous()
     args = _upfirdn2d_args(x.dtype, x.shape, x.stride(), shape, strides, f.shape, tuple(up), tuple(down), tuple(padding), flip_filter, gain)
-    call("upfirdn2d", x, args, x.data_ptr(), f.data_ptr(), y.data_ptr())
+    call("upfirdn2d", x, args, x, f, y)
     return y
 
 
@@ -154,8 +161,7 @@ def _run_bias_act(order, x, b, y, dy, ddy, dim, act, alpha, gain, clamp) -> torc
     channels, step = (1, 1) if b is None else (b.shape[0], layout[dim] if b.shape[0] > 1 else 1)
     b = b if b is None else b.contiguous()
     args = _bias_act_args(DTYPE_NUMBERS[out.dtype], act, order, out.numel(), channels, step, alpha, gain, clamp)
-    at_x, *others = (None if t is None else t.data_ptr() for t in operands)
-    call("bias_act", out, args, at_x, None if b is None else b.data_ptr(), *others, out.data_ptr())
+    call("bias_act", out, args, operands[0], b, *operands[1:], out)
     return out
 
 
@@ -249,6 +255,8 @@ def _bias_act_backward(dy, x, b, y, dim, act, alpha, gain, clamp):
         return dy if gain == 1 else dy * gain
     if recorded(dy) or (act not in PIECEWISE_LINEAR and recorded(x, b)):
         return _BiasActBackward.apply(dy, x, b, y, dim, act, alpha, gain, clamp)
+    # The derivative of a piecewise linear activation is constant: autograd is not to look for another in the op, which has none.
+    x, b, y = (None if t is None else t.detach() for t in (x, b, y))
     return _ops.bias_act_backward.default(dy, x, b, y, dim, ACT_NUMBERS[act], alpha, gain, clamp)
 
 

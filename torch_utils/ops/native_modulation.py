@@ -72,7 +72,7 @@ class _Pass:
 
     def run(self, name: str, *tensors: torch.Tensor | None) -> None:
         """Calls a function of the library."""
-        call(name, self.x, _arguments(*self._key), *(None if t is None else t.data_ptr() for t in tensors))
+        call(name, self.x, _arguments(*self._key), *tensors)
 
 
 def _layout(x: torch.Tensor) -> torch.memory_format:
