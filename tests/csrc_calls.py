@@ -59,6 +59,7 @@ def declared(library: ctypes.CDLL) -> Functions:
         "bias_act_cpu": [pointer] * 7 + [number],
         "upfirdn2d_threads": [pointer] * 4 + [number],
         "bias_act_threads": [pointer] * 3 + [number],
+        "fits_32_bits_threads": [pointer] * 2,
     }.items():
         if hasattr(library, name):
             functions[name] = ctypes.CFUNCTYPE(number, *signature)((name, library))

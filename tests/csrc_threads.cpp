@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "bias_act_packs.h"
+#include "csrc_float16.h"
 #include "fir_tiles.h"
 
 namespace {
@@ -85,13 +86,39 @@ int act(const BiasActArgs& a, const void* const* in, void* out, bool wide) {
     return wide ? orders<T, LANES, false>(a, o) : orders<T, 1, false>(a, o);
 }
 
+// Threads of the kernel for 4x4 taps with single elements, which needs most of them, and blocks of the two kernels for 12 taps.
+template <int UP, int DOWN>
+void launch_sizes(const Upfirdn2dArgs& a, int64_t* sizes) {
+    Rows xr, yr;
+    as_rows(a.x_stride, a.n, a.c, a.in_w, false, xr), as_rows(a.y_stride, a.n, a.c, a.out_w, false, yr);
+    sizes[0] = patch_filter<PatchFilter<float, int32_t, 1, UP, DOWN, 4, 1>>(a, xr, yr, 1, UP, 4, 1).threads;
+    sizes[1] = tile_filter<TileFilter<float, int32_t, UP, DOWN, true>>(a, UP).blocks;
+    sizes[2] = tile_filter<TileFilter<float, int32_t, UP, DOWN, false>>(a, UP).blocks;
+}
+
 }  // namespace
 
+// Whether 32 bits are enough for the kernels for common filters, and what they would be launched with.
+EXPORT int32_t fits_32_bits_threads(const Upfirdn2dArgs* a, int64_t* sizes) {
+    a->up_x == 2 ? launch_sizes<2, 1>(*a, sizes) : a->down_x == 2 ? launch_sizes<1, 2>(*a, sizes) : launch_sizes<1, 1>(*a, sizes);
+    return fits_32_bits(*a);
+}
+
 EXPORT int32_t upfirdn2d_threads(const Upfirdn2dArgs* a, const void* x, const float* f, void* y, int32_t wide) {
-    return a->dtype == F64 ? filter<double>(*a, x, f, y, wide) : a->dtype == BF16 ? filter<bfloat16>(*a, x, f, y, wide) : filter<float>(*a, x, f, y, wide);
+    switch (a->dtype) {
+        case F64: return filter<double>(*a, x, f, y, wide);
+        case F16: return filter<float16>(*a, x, f, y, wide);
+        case BF16: return filter<bfloat16>(*a, x, f, y, wide);
+        default: return filter<float>(*a, x, f, y, wide);
+    }
 }
 
 // in: x, b, saved_y, dy, ddy.
 EXPORT int32_t bias_act_threads(const BiasActArgs* a, const void* const* in, void* out, int32_t wide) {
-    return a->dtype == F64 ? act<double>(*a, in, out, wide) : a->dtype == BF16 ? act<bfloat16>(*a, in, out, wide) : act<float>(*a, in, out, wide);
+    switch (a->dtype) {
+        case F64: return act<double>(*a, in, out, wide);
+        case F16: return act<float16>(*a, in, out, wide);
+        case BF16: return act<bfloat16>(*a, in, out, wide);
+        default: return act<float>(*a, in, out, wide);
+    }
 }

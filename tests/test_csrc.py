@@ -21,7 +21,8 @@ from torch_utils.ops.upfirdn2d import filter_size, setup_filter, upfirdn2d
 CASES = 1500
 HERE = pathlib.Path(__file__).parent
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-TOLERANCE = {torch.float32: 2e-6, torch.float64: 2e-13, torch.bfloat16: 6e-3}
+CUDA_DTYPES = (*DTYPES, torch.float16)
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 2e-13, torch.bfloat16: 6e-3, torch.float16: 8e-4}
 FACTORS = ((1, 1), (2, 1), (1, 2))  # up and down of the kernels made for 4 and 12 taps
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 pytestmark = needs_compiler
@@ -45,7 +46,7 @@ def cpu():
 def threads(tmp_path_factory):
     """What CUDA threads do, on the CPU."""
     target = tmp_path_factory.mktemp("csrc") / "threads.so"
-    csrc_calls.compiled(target, [HERE / "csrc_threads.cpp"], "-O1", "-shared", "-Wno-unknown-pragmas")
+    csrc_calls.compiled(target, [HERE / "csrc_threads.cpp"], "-O1", "-shared", "-Wno-unknown-pragmas", f"-I{HERE}")
     return csrc_calls.declared(ctypes.CDLL(str(target)))
 
 
@@ -108,7 +109,7 @@ def test_upfirdn2d_equals_the_reference(cpu, dtype):
         tried += 1
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", CUDA_DTYPES)
 @pytest.mark.parametrize("taps", [4, 12])
 @pytest.mark.parametrize(("up", "down"), FACTORS)
 def test_common_filters_equal_the_reference(cpu, threads, taps, up, down, dtype):
@@ -124,9 +125,28 @@ def test_common_filters_equal_the_reference(cpu, threads, taps, up, down, dtype)
             continue
         options = ((up, up), (down, down), padding, rng.random() < 0.5, rng.choice([1.0, 4.0, 0.3]))
         expected = upfirdn2d(x.double(), f, *options)
-        assert near(csrc_calls.upfirdn2d(cpu.upfirdn2d_cpu, x, f, *options), expected), (x.shape, f.shape, options)
+        if dtype in DTYPES:
+            assert near(csrc_calls.upfirdn2d(cpu.upfirdn2d_cpu, x, f, *options), expected), (x.shape, f.shape, options)
         assert near(csrc_calls.upfirdn2d(threads.upfirdn2d_threads, x, f, *options, last=int(wide)), expected), (wide, x.shape, f.shape, options)
         tried += 1
+
+
+@pytest.mark.parametrize(("up", "down"), FACTORS)
+def test_kernels_with_32_bits_are_launched_only_where_these_are_enough(threads, up, down):
+    """Addresses, threads and blocks of tensors that are never made, on both sides of the limit."""
+    rng, outcomes = random.Random(0), set()
+    f = torch.empty(4, device="meta")
+    for _ in range(2000):
+        n, c, h, w = (rng.choice([1, 2, 3, 7, 2 ** rng.randint(3, 12) + rng.choice([-1, 0, 1])]) for _ in range(4))
+        x, pad = torch.empty([n, c, h, w], device="meta"), rng.choice([-1, 0, 2, 5, 1 << 10])
+        out = [(size * up + 2 * max(pad, 0) + 4) // down for size in (h, w)]
+        y = torch.empty([n, c, *out], device="meta")
+        args, sizes = csrc_calls.upfirdn2d_args(x, f, y, (up, up), (down, down), (pad,) * 4, True, 1.0), (ctypes.c_int64 * 3)()
+        fits = threads.fits_32_bits_threads(ctypes.byref(args), sizes)
+        outcomes.add(bool(fits))
+        if fits:
+            assert x.numel() < 2**30 and y.numel() < 2**30 and 0 < max(sizes) < 2**30, (x.shape, pad)
+    assert outcomes == {False, True}
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -195,7 +215,7 @@ def expected_to_second_order(x, b, dy, ddx, options):
     return y.detach(), dx.detach(), torch.zeros_like(dx) if second is None else second, smooth
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", CUDA_DTYPES)
 @pytest.mark.parametrize("act", list(ACTIVATIONS))
 def test_bias_act_equals_the_reference_to_second_order(cpu, threads, act, dtype):
     rng = draws(1)
@@ -205,7 +225,7 @@ def test_bias_act_equals_the_reference_to_second_order(cpu, threads, act, dtype)
         y, dx, d_x, smooth = expected_to_second_order(x, b, dy, ddx, options)
         numbers = (options["act"], options["alpha"], options["gain"], options["clamp"])
         orders = [csrc_calls.bias_act_args(x, 1, *numbers, order) for order in range(3)]
-        for library in (cpu, threads):
+        for library in (cpu, threads) if dtype in DTYPES else (threads,):
             how = {"threads": rng.choice([1, 2]), "wide": x.numel() % (16 // x.element_size()) == 0 and rng.random() < 0.7}
             found = csrc_calls.bias_act(library, orders[0], x, b, **how)
             assert near(found, y), (x.shape, options)

@@ -13,9 +13,11 @@ class OnDevice {
   public:
     explicit OnDevice(int device) {
         error = cudaGetDevice(&previous);
-        if (error != cudaSuccess || previous == device) return;
-        error = cudaSetDevice(device);
-        changed = error == cudaSuccess;
+        if (error == cudaSuccess && previous != device) {
+            error = cudaSetDevice(device);
+            changed = error == cudaSuccess;
+        }
+        if (error != cudaSuccess) cudaGetLastError();  // told by `error`, and not once more by the next launch
     }
     ~OnDevice() {
         if (changed) cudaSetDevice(previous);
