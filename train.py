@@ -8,6 +8,7 @@ The paper's method is one option away:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,13 +20,17 @@ import torch
 from dnnlib import EasyDict, UserError
 from dnnlib.cli import USER_ERROR, run_command
 from dnnlib.download import is_url
+from dnnlib.signals import exit_code
 from metrics.registry import check_detectors, parse_metrics
 from torch_utils import distributed, slurm
 from training import config
 from training.boards import import_wandb
 from training.options import Options, add_options
-from training.run_files import RunDir
+from training.run_files import RunDir, as_easydict
+from training.stopping import Abandoned
 from training.training_loop import training_loop
+
+UNSAID = {"run_dir", "path"}  # settings of a run of which another value is no reason for a note
 
 
 def check_outdir(outdir: str) -> None:
@@ -54,30 +59,40 @@ def check_processes(num_gpus: int, device: torch.device) -> None:
         raise UserError(f"--gpus={num_gpus}: this machine has {here} device(s) of kind {device.type}; lower --gpus, or use --device=cpu")
 
 
+def inspect_data(options: Options) -> config.DataInfo:
+    """What the configuration needs to know of the training set. Raises UserError if there is none or it cannot be trained on."""
+    if options.data is None:
+        raise UserError("--data is missing: give a folder or zip made by dataset_tool.py")
+    return config.DataInfo.of(options.data, use_labels=options.cond)
+
+
 def configure(options: Options, typed: set[str], device: torch.device) -> EasyDict:
     """The whole configuration of a new run."""
     if options.outdir is None:
         raise UserError("--outdir is missing: give the folder for the run folders")
     check_outdir(options.outdir)
-    if options.data is None:
-        raise UserError("--data is missing: give a folder or zip made by dataset_tool.py")
-    data = config.DataInfo.of(options.data, use_labels=options.cond)
+    data = inspect_data(options)
     args = config.resolve(options, typed, data, device)
-    args.run_dir = config.next_run_dir(options.outdir, config.run_description(options, typed, data))
+    named = config.is_run_name(options.outdir)
+    args.run_dir = options.outdir if named else config.next_run_dir(options.outdir, config.run_description(options, typed, data))
     return args
 
 
-def run_rank(args: EasyDict, device: torch.device, continued: bool, rank_timeout: float) -> None:
-    """Trains in this process, alone or as one of several ranks."""
+def run_rank(args: EasyDict, device: torch.device, continued: bool, rank_timeout: float) -> int:
+    """Trains in this process, alone or as one of several ranks. Returns the exit code: 0, or that of the signal that has ended the run early."""
     advice = f"go on from its last state with --continue-run={args.run_dir}"
     device = distributed.join(device, rank_timeout, advice)
     try:
         args.update(distributed.broadcast_object({name: args[name] for name in ("run_dir", "ops") if name in args}))
-        training_loop(args, device, distributed.world_size(), continued)
+        stop = training_loop(args, device, distributed.world_size(), continued)
+    except Abandoned as error:
+        distributed.leave(error, code=exit_code(error.number))
+        return exit_code(error.number)
     except BaseException as error:
         distributed.leave(error, code=USER_ERROR if isinstance(error, UserError) else 1)
         raise
     distributed.leave()
+    return exit_code(stop) if stop else 0
 
 
 def open_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.device]:
@@ -92,17 +107,43 @@ def open_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.device]
     return args, config.choose_device(args.device)
 
 
+def reopen_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.device]:
+    """The configuration of the run that --outdir names, to go on with it: the same command was given again.
+
+    Raises:
+        UserError: a setting that matters is another one; names the first.
+    """
+    run, found = RunDir.open(options.outdir)
+    if options.device not in ("auto", found.device):
+        raise UserError(f"--device={options.device}: the run in {run.path} was started on {found.device}, which an exact continuation keeps")
+    again = dataclasses.replace(options, device=found.device)
+    if not typed & {"precision", "fp32"}:
+        again.precision = found.get("precision", again.precision)  # what `auto` meant where the run was started
+    device = config.choose_device(found.device)
+    wanted = as_easydict(json.loads(json.dumps(config.resolve(again, typed, inspect_data(again), device))))
+    for name, old, new in config.differences(found, wanted):
+        now = f"{new!r} in this command" if new is not None else "absent from this command"
+        raise UserError(f"{name} is {old!r} in the run {run.path} and {now}; give the settings of the run, or another --outdir")
+    for name, old, new in config.differences(found, wanted, UNSAID):
+        print(f"Note: {name} stays {old!r}, as the run was started, not {new!r}.", file=sys.stderr)
+    found.run_dir = str(run.path)
+    found.training_set_kwargs.path = wanted.training_set_kwargs.path  # the data may have moved; their digest is compared later
+    return found, device
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-def main(**given) -> None:
+def main(**given) -> int:
     """Train a GAN on a folder or zip of images made by dataset_tool.py."""
     typed = {name for name, value in given.items() if value is not None}
     options = Options(**{name: given[name] for name in typed})
     slurm.adopt_step()
     if distributed.launched() and "gpus" not in typed:
         options.gpus = distributed.announced_world_size()
-    continued = options.continue_run is not None
-    if continued:
+    continued = options.continue_run is not None or RunDir.is_at(options.outdir)
+    if options.continue_run is not None:
         args, device = open_run(options, typed)
+    elif continued:
+        args, device = reopen_run(options, typed)
     else:
         device = config.choose_device(options.device)
         args = configure(options, typed, device)
@@ -110,18 +151,17 @@ def main(**given) -> None:
     metrics = parse_metrics(args.metrics, args.detector)
     if options.dry_run:
         print(json.dumps(args, indent=2))
-        return
-    if continued and RunDir(args.run_dir).is_finished(args.total_kimg):
+        return 0
+    if continued and RunDir(args.run_dir).is_finished(args.total_kimg, [spec.name for spec in metrics]):
         print(f"{args.run_dir} is finished: {args.total_kimg} kimg.")
-        return
+        return 0
     check_processes(args.num_gpus, device)
     if args.get("wandb"):
         import_wandb(args.wandb)
     check_detectors(metrics)  # a detector that cannot be had would be noticed after the first snapshot only
     if args.num_gpus > 1 and not distributed.launched():
         distributed.launch_local(os.path.abspath(__file__), sys.argv[1:], args.num_gpus)
-        return
-    run_rank(args, device, continued, options.rank_timeout)
+    return run_rank(args, device, continued, options.rank_timeout)
 
 
 add_options(main)

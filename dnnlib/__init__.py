@@ -2,6 +2,6 @@
 
 from dnnlib.easydict import EasyDict
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_path, atomic_write_bytes, atomic_write_text, make_folder
+from dnnlib.files import append_text, atomic_path, atomic_write_bytes, atomic_write_text, make_folder
 
-__all__ = ["EasyDict", "UserError", "atomic_path", "atomic_write_bytes", "atomic_write_text", "make_folder"]
+__all__ = ["EasyDict", "UserError", "append_text", "atomic_path", "atomic_write_bytes", "atomic_write_text", "make_folder"]

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from dnnlib import UserError
+from dnnlib.signals import leave_ending_to_the_parent
 from metrics.collectors import Taker
 from metrics.detectors import Detector
 
@@ -55,6 +56,7 @@ class DataSource:
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # Otherwise the loader would draw a seed from the global generator.
+            worker_init_fn=leave_ending_to_the_parent,
         )
         for images in loader:
             yield images.to(self.device, non_blocking=True)

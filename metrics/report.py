@@ -48,15 +48,25 @@ def is_measured(run_dir: str | os.PathLike, metric: str, snapshot: str, protocol
     Raises:
         UserError: the file cannot be read.
     """
-    path = lines_path(run_dir, metric)
-    if not path.is_file():
-        return False
     wanted = snapshot, json.loads(json.dumps(protocol))
+    return any((line.get("snapshot_pkl"), line.get("protocol")) == wanted for line in _lines(lines_path(run_dir, metric)))
+
+
+def has_line(run_dir: str | os.PathLike, metric: str, snapshot: str) -> bool:
+    """Whether a run directory holds a whole line of this metric for this snapshot (its path in the directory), measured in whatever way.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return any(line.get("snapshot_pkl") == snapshot for line in _lines(lines_path(run_dir, metric)))
+
+
+def _lines(path: pathlib.Path) -> list[dict]:
+    """The lines of a file; empty ones for those that are damaged, none where it is missing. Raises UserError if it cannot be read."""
     try:
-        texts = path.read_bytes().splitlines()
+        return [_parsed(text) for text in path.read_bytes().splitlines()] if path.is_file() else []
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    return any((line.get("snapshot_pkl"), line.get("protocol")) == wanted for line in map(_parsed, texts))
 
 
 def _parsed(text: bytes) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -243,13 +244,13 @@ def test_a_continued_run_ends_in_the_same_bits(full, continued):
     ours, theirs = (flat(checkpoint.load_state(run / "training-state-000002.pt")) for run in (continued, full))
     assert set(ours) == set(theirs)
     for name in ours:
-        if name != "/seconds" and not name.startswith("/line_sizes"):
+        if not name.startswith("/lines") and not re.match("/progress/0/.*(seconds|maintenance)", name):
             same = torch.equal(ours[name], theirs[name]) if isinstance(ours[name], torch.Tensor) else ours[name] == theirs[name]
             assert same, name
 
 
 def test_a_continued_run_writes_no_line_twice(full, continued):
-    assert learned_stats(continued) == about(learned_stats(full))
+    assert learned_stats(continued) == learned_stats(full)
     ours, theirs = ((run / "metric-prdc10k5_pool.jsonl").read_text().splitlines() for run in (continued, full))
     assert [json.loads(line)["results"] for line in ours] == [json.loads(line)["results"] for line in theirs]
     assert not list(continued.glob(".*"))

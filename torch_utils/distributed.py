@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 from dnnlib import UserError
+from dnnlib.signals import STOP_SIGNALS, exit_code
 from torch_utils.roll_call import RollCall
 
 JOIN_SECONDS = 600.0  # within which all ranks must have come: machines that start cold need minutes
@@ -54,20 +55,26 @@ def launch_local(script: str, arguments: Sequence[str], num_ranks: int) -> NoRet
     The exit code is 0, or that of the first rank that failed (each prints its own reason). The process ends at once: the launcher's store
     and timers keep threads of their own, which now and then abort an interpreter that shuts down beneath them.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig
     from torch.distributed.run import main as torchrun
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_ranks, 1)))
+    signals = ",".join(number.name for number in STOP_SIGNALS)
+    passed_on = [f"--signals-to-handle={signals}"] if hasattr(LaunchConfig, "signals_to_handle") else []  # torch 2.9 may not have it
     code = 0
     try:
-        torchrun(["--standalone", f"--nproc-per-node={num_ranks}", script, *arguments])
+        torchrun(["--standalone", f"--nproc-per-node={num_ranks}", *passed_on, script, *arguments])
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
+        code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
         if failure.exitcode < 0:
             print(f"Error: rank {number} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
-        else:
-            print(f"Error: rank {number} ended with exit code {failure.exitcode}; its own message is above", file=sys.stderr)
-        code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        elif code not in map(exit_code, STOP_SIGNALS):
+            print(f"Error: rank {number} ended with exit code {code}; its own message is above", file=sys.stderr)
+    except SignalException as stop:
+        code = exit_code(stop.sigval)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

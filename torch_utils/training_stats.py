@@ -6,6 +6,8 @@ Values are summed on their own device; nothing waits for a GPU until a `Collecto
 from __future__ import annotations
 
 import re
+import weakref
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -15,8 +17,8 @@ from dnnlib import EasyDict
 
 # (name, device type) -> [count, sum, sum of squares] since the last fold, on the values' device and always in the same memory
 _moments: dict[tuple[str, str], torch.Tensor] = {}
-# name -> the same since the process began, on the host
-_totals: dict[str, np.ndarray] = {}
+# Every collector in use; each is given what is folded.
+_collectors: weakref.WeakSet[Collector] = weakref.WeakSet()
 
 
 def report(name: str, value: torch.Tensor | float) -> torch.Tensor | float:
@@ -39,16 +41,39 @@ def report(name: str, value: torch.Tensor | float) -> torch.Tensor | float:
     return value
 
 
-def _fold(names: set[str]) -> None:
-    """Moves what was reported under the names into the totals; this waits for the device."""
+def _fold() -> None:
+    """Gives every collector what was reported since the last fold; this waits for the device."""
     for (name, _), moments in _moments.items():
-        if name in names:
-            _totals[name] = _totals.get(name, np.zeros(3)) + moments.to("cpu", torch.float64).numpy()
-            moments.zero_()
+        values = moments.to("cpu", torch.float64).numpy()
+        if values[0] > 0:
+            for collector in _collectors:
+                collector.add(name, values)
+        moments.zero_()
+
+
+def state_dict() -> dict[str, dict[str, torch.Tensor]]:
+    """What was reported since the last fold, as {name: {device type: sums}}: half a tick, where a state is written in the middle of one."""
+    state: dict[str, dict[str, torch.Tensor]] = {}
+    for (name, device), moments in _moments.items():
+        if moments[0] > 0:
+            state.setdefault(name, {})[device] = moments.to("cpu", copy=True)
+    return state
+
+
+def load_state_dict(state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Goes on from what `state_dict` returned, and forgets what was reported in this process. To be called before collectors are made or
+    right after their update, on the kind of device where the state was taken."""
+    for moments in _moments.values():
+        moments.zero_()  # in place, for a CUDA graph may hold it
+    for name, by_device in state.items():
+        for device, sums in by_device.items():
+            if (name, device) not in _moments:
+                _moments[name, device] = torch.zeros_like(sums, device=device)
+            _moments[name, device].copy_(sums)
 
 
 class Collector:
-    """Mean and deviation of each statistic between two calls of `update`, over all ranks.
+    """Mean and deviation of each statistic between two calls of `update`, over all ranks. What was reported before it was made is not its business.
 
     Args:
         pattern: regular expression of the names to follow.
@@ -56,10 +81,15 @@ class Collector:
 
     def __init__(self, pattern: str = ".*"):
         self._pattern = re.compile(pattern)
-        self._before: dict[str, np.ndarray] = {}
+        self._gathered: dict[str, np.ndarray] = {}
         self._delta: dict[str, np.ndarray] = {}
-        self.update()
-        self._delta = {}  # what was reported before this collector was there is not its business
+        _fold()
+        _collectors.add(self)
+
+    def add(self, name: str, moments: np.ndarray) -> None:
+        """Takes over [count, sum, sum of squares] of values that were reported."""
+        if self._pattern.fullmatch(name):
+            self._gathered[name] = self._gathered.get(name, 0) + moments
 
     def names(self) -> list[str]:
         """Names with a value, in alphabetical order."""
@@ -67,12 +97,12 @@ class Collector:
 
     def update(self) -> None:
         """Makes the values since the last update the current ones. All ranks call this together, having reported the same names."""
+        _fold()
+        gathered, self._gathered = self._gathered, {}
         names = sorted({name for name, _ in _moments if self._pattern.fullmatch(name)})
         if not names:
             return
-        _fold(set(names))
-        deltas = np.stack([_totals[name] - self._before.get(name, np.zeros(3)) for name in names])
-        self._before.update({name: _totals[name] for name in names})
+        deltas = np.stack([gathered.get(name, np.zeros(3)) for name in names])
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             shared = torch.from_numpy(deltas)
             shared = shared.to("cuda") if dist.get_backend() == "nccl" else shared

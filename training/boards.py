@@ -5,6 +5,7 @@ Both have the same three methods; `training.progress` calls them on rank 0.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import pathlib
@@ -33,25 +34,43 @@ class Board(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run folder. It takes back what an interrupted part wrote beyond `cur_nimg`. Raises ImportError without the package."""
+    """Event files in the run folder. It takes back what an interrupted part wrote from `first_kimg` on.
 
-    def __init__(self, run: RunDir, cur_nimg: int):
+    One that cannot be written any more is a warning, and is given up.
+
+    Raises:
+        ImportError: the package is missing.
+        UserError: there can be no file.
+    """
+
+    def __init__(self, run: RunDir, first_kimg: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run.path), purge_step=cur_nimg // 1000 + (cur_nimg > 0))
+        try:
+            self._writer = SummaryWriter(str(run.path), purge_step=first_kimg)
+        except OSError as error:
+            raise UserError(f"cannot write TensorBoard's file in {run.path}: {error.strerror or error}") from error
 
     def scalars(self, values: Mapping[str, float], kimg: int, seconds: float) -> None:
         """As `Board`."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, global_step=kimg, walltime=seconds)
-        self._writer.flush()
+        if self._writer is None:
+            return
+        try:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, global_step=kimg, walltime=seconds)
+            self._writer.flush()
+        except OSError as error:
+            self._writer = None
+            print(f"Warning: TensorBoard's file cannot be written any more: {error.strerror or error}", flush=True)
 
     def picture(self, name: str, path: pathlib.Path, kimg: int) -> None:
         """Nothing: the file is in the run folder already, and event files would grow by it."""
 
     def close(self) -> None:
         """As `Board`."""
-        self._writer.close()
+        if self._writer is not None:
+            with contextlib.suppress(OSError):  # of its last values; what counts is in other files
+                self._writer.close()
 
 
 def import_wandb(project: str) -> ModuleType:
@@ -122,15 +141,15 @@ def _read_id(path: pathlib.Path) -> str | None:
     return run_id if isinstance(run_id, str) else None
 
 
-def open_boards(run: RunDir, args: Mapping[str, Any], cur_nimg: int) -> list[Board]:
-    """The boards of a run: TensorBoard where it is installed, and Weights & Biases where the options name a project.
+def open_boards(run: RunDir, args: Mapping[str, Any], first_kimg: int) -> list[Board]:
+    """The boards of a run that writes from `first_kimg` on: TensorBoard where it is installed, and Weights & Biases where the options name a project.
 
     Raises:
-        UserError: as `WandB`.
+        UserError: as `TensorBoard` and `WandB`.
     """
     boards: list[Board] = []
     try:
-        boards.append(TensorBoard(run, cur_nimg))
+        boards.append(TensorBoard(run, first_kimg))
     except ImportError as error:
         print(f"Skipping TensorBoard: {error}")
     if args.get("wandb"):

@@ -9,11 +9,14 @@ import contextlib
 import dataclasses
 import os
 import re
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
 
 import torch
 
 from dnnlib import EasyDict, UserError
 from metrics.registry import parse_metrics
+from metrics.runs import BOOKKEEPING, SEED
 from metrics.screening import has_fast_bfloat16
 from pairing.network import MIN_RESOLUTION
 from torch_utils.allocator import keep_freed_memory
@@ -27,6 +30,9 @@ from training.presets import PRESETS, Preset, for_data
 
 ADA_TARGET = 0.6
 FIGURES = ("_precision", "_recall", "_coverage", "_mean")  # what metrics of several figures add to their names, and has a better direction
+# Where, how fast and with which records a run is made, and where its data lie: none of it changes what is trained. What the precision does is
+# said by the networks' own options.
+PLACE = (BOOKKEEPING - {SEED}) | {"device", "ops", "graphs", "compile", "cudnn_benchmark", "path", "precision"}
 RESUMED_ADA_KIMG = 100  # a transferred D overfits sooner, so p may move faster
 
 
@@ -278,6 +284,20 @@ def leading_figure(args: EasyDict) -> str | None:
     raise UserError(f"--best={wanted} is neither one of --metrics={','.join(args.metrics) or 'none'} nor a figure of one, such as prdc50k3_coverage")
 
 
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], leave_out: Set[str] = PLACE) -> Iterator[tuple[str, Any, Any]]:
+    """What differs between two configurations, in alphabetical order: (dotted name, value found, value wanted), None for what is absent.
+
+    Args:
+        leave_out: names that do not count, at any depth.
+    """
+    for key in sorted((found.keys() | wanted.keys()) - leave_out):
+        old, new = found.get(key), wanted.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from ((f"{key}.{name}", a, b) for name, a, b in differences(old, new, leave_out))
+        elif old != new:
+            yield key, old, new
+
+
 def run_description(options: Options, typed: set[str], data: DataInfo) -> str:
     """What follows the number in the name of the run folder: the data set and whatever was given explicitly."""
     o = options
@@ -301,6 +321,11 @@ def run_description(options: Options, typed: set[str], data: DataInfo) -> str:
         parts += [o.resume] if o.resume == "noresume" else [f"resume{o.resume if o.resume in RESUME_SOURCES else 'custom'}"]
     parts += [f"freezed{o.freezed}"] if "freezed" in typed else []
     return "-".join(parts)
+
+
+def is_run_name(path: str) -> bool:
+    """Whether a folder is called like a run folder, NNNNN-description."""
+    return re.match(r"\d{5}-.", os.path.basename(os.path.abspath(path))) is not None
 
 
 def next_run_dir(outdir: str, description: str) -> str:

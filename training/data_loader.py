@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from dnnlib import UserError
+from dnnlib.signals import leave_ending_to_the_parent
 from training.dataset import ImageFolderDataset, load_array
 
 WINDOW = 0.5
@@ -149,6 +150,7 @@ class StreamingLoader(_Loader):
             prefetch_factor=PREFETCH_FACTOR if self._workers else None,
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # else it would draw from the training's generator
+            worker_init_fn=leave_ending_to_the_parent,
         )
         return iter(loader)
 

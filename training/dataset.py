@@ -197,6 +197,10 @@ class ImageFolderDataset:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
+    def check_unchanged(self) -> None:
+        """Raises UserError if the files are known to have changed since they were first read."""
+        self._store.check_unchanged()
+
     def close(self) -> None:
         """Closes the zip; a later read opens it again."""
         self._store.close()

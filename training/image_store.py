@@ -21,10 +21,13 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "TGA")
 CHANNELS_OF_MODE = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
+CHANGED = "has changed since this process began to read the data set; bring back what it held, and give the same command again"
 
 
 class FolderStore:
     """The files below a folder. Names are relative to it, with forward slashes; hidden files are left out.
+
+    A file whose checksum has been asked for is known from then on: reading it with other bytes in it is refused.
 
     Raises:
         UserError: the folder cannot be listed.
@@ -33,6 +36,7 @@ class FolderStore:
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         self.names = sorted(self._walk())
+        self._known: dict[str, tuple[int, int]] = {}
 
     def _walk(self) -> list[str]:
         found = []
@@ -48,14 +52,22 @@ class FolderStore:
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises UserError if it cannot be read."""
         try:
-            return (self.path / name).read_bytes()
+            data = (self.path / name).read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {self.path / name}: {error.strerror or error}") from error
+        if name in self._known and self._known[name] != _checksum(data):
+            raise UserError(f"{self.path / name} {CHANGED}")
+        return data
 
     def checksums(self, names: list[str]) -> list[tuple[int, int]]:
         """(size, CRC-32) of each named file; reads all of them."""
-        contents = (self.read(name) for name in names)
-        return [(len(data), zlib.crc32(data)) for data in contents]
+        self._known |= {name: _checksum(self.read(name)) for name in names}
+        return [self._known[name] for name in names]
+
+    def check_unchanged(self) -> None:
+        """Reads every known file again. Raises UserError at the first that has changed."""
+        for name in self._known:
+            self.read(name)
 
     def where(self, name: str) -> str:
         """How messages name one file."""
@@ -79,6 +91,7 @@ class ZipStore:
         self._owner = 0
         self._lock = threading.Lock()
         self._members = {}
+        self._stamp = _stamp(self.path)
         for info in self._open().infolist():
             name = self._checked_name(info)
             if not info.is_dir() and not any(_is_hidden(part) for part in name.split("/")):
@@ -97,6 +110,7 @@ class ZipStore:
     def _open(self) -> zipfile.ZipFile:
         with self._lock:
             if self._zip is None or self._owner != os.getpid():
+                self.check_unchanged()
                 try:
                     self._zip = zipfile.ZipFile(self.path)
                 except READ_ERRORS as error:
@@ -117,21 +131,39 @@ class ZipStore:
         infos = [archive.getinfo(self._members[name]) for name in names]
         return [(info.file_size, info.CRC) for info in infos]
 
+    def check_unchanged(self) -> None:
+        """Raises UserError if the zip is not the file that it was at first, by size and time."""
+        if _stamp(self.path) != self._stamp:
+            raise UserError(f"{self.path} {CHANGED}")
+
     def where(self, name: str) -> str:
         """How messages name one file."""
         return f"{name} in {self.path}"
 
     def close(self) -> None:
-        """Closes the zip; a later read opens it again."""
+        """Closes the zip; a later read opens it again, if it is still the same."""
         if self._zip is not None and self._owner == os.getpid():
             self._zip.close()
         self._zip = None
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "names": self.names, "_members": self._members}
+        return {"path": self.path, "names": self.names, "_members": self._members, "_stamp": self._stamp}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _zip=None, _owner=0, _lock=threading.Lock())
+
+
+def _checksum(data: bytes) -> tuple[int, int]:
+    return len(data), zlib.crc32(data)
+
+
+def _stamp(path: pathlib.Path) -> tuple[int, int] | None:
+    """Size and time of last change of a file; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def open_store(path: str | os.PathLike) -> FolderStore | ZipStore:

@@ -10,11 +10,12 @@ import time
 import psutil
 import torch
 
-from dnnlib import EasyDict
+from dnnlib import EasyDict, append_text
 from dnnlib.format import format_time
 from torch_utils import training_stats
 from torch_utils.distributed import rank
 from training.boards import Board, open_boards
+from training.history import STATS_FILE
 from training.run_files import RunDir
 from training.state import TrainingState
 
@@ -27,13 +28,15 @@ class Progress:
     Args:
         run: the run folder.
         total_kimg: where the run ends.
-        seconds_before: running time of the parts before this one, if the run was continued.
+
+    Attributes:
+        tick_nimg: images at the start of the running tick.
     """
 
-    def __init__(self, run: RunDir, total_kimg: int, seconds_before: float = 0):
+    def __init__(self, run: RunDir, total_kimg: int):
         self.run, self.total_kimg = run, total_kimg
-        self.start_time = time.time() - seconds_before
-        self.tick_start = time.time()
+        self.tick_nimg = 0
+        self.start_time = self.tick_start = time.time()
         self.maintenance = 0.0
         self.collector = training_stats.Collector()
         self.is_speaker = rank() == 0
@@ -42,10 +45,35 @@ class Progress:
         self._started_at_nimg: int | None = None
         self._boards: list[Board] = []
 
+    def begin(self) -> None:
+        """Starts the clocks of a new run."""
+        self.start_time = self.tick_start = time.time()
+
+    def state_dict(self) -> dict:
+        """Where the tick stands: what this rank's statistics have gathered in it so far, and the clocks, as seconds that have passed."""
+        now = time.time()
+        return {
+            "tick_nimg": self.tick_nimg,
+            "seconds": now - self.start_time,
+            "tick_seconds": now - self.tick_start,
+            "maintenance": self.maintenance,
+            "statistics": training_stats.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Goes on in the tick of `state_dict`; what was reported in this process is forgotten."""
+        self.tick_nimg, self.maintenance = state["tick_nimg"], state["maintenance"]
+        self.start_time, self.tick_start = time.time() - state["seconds"], time.time() - state["tick_seconds"]
+        training_stats.load_state_dict(state["statistics"])
+
     def open_boards(self, state: TrainingState) -> None:
-        """Starts TensorBoard and what else the options name. Raises UserError where that is impossible."""
+        """Starts TensorBoard and what else the options name; they take back what an interrupted part wrote beyond the last tick.
+
+        Raises:
+            UserError: one cannot be started.
+        """
         if self.is_speaker:
-            self._boards = open_boards(self.run, state.args, state.cur_nimg)
+            self._boards = open_boards(self.run, state.args, self.tick_nimg // 1000 + (state.cur_tick > 0))
 
     def seconds(self) -> float:
         """Running time of the whole run so far."""
@@ -72,8 +100,8 @@ class Progress:
         bar = "#" * int(24 * share) + "." * (24 - int(24 * share))
         print(f"\r[{bar}] {state.cur_nimg / 1e3:.1f} / {self.total_kimg} kimg, {eta} left   ", end="", flush=True)
 
-    def _report(self, state: TrainingState, tick_seconds: float, nimg: int) -> None:
-        per_kimg = tick_seconds / nimg * 1e3
+    def _report(self, state: TrainingState, tick_seconds: float) -> None:
+        per_kimg = tick_seconds / (state.cur_nimg - self.tick_nimg) * 1e3
         memory = psutil.Process().memory_info().rss / GB
         gpu = torch.cuda.max_memory_allocated(state.device) / GB if state.device.type == "cuda" else 0.0
         if state.device.type == "cuda":
@@ -98,10 +126,10 @@ class Progress:
         state.report_times()
         self.collector.update()
 
-    def tick(self, state: TrainingState, nimg: int) -> EasyDict:
-        """Ends a tick of `nimg` images: prints the status line, writes statistics, and returns them."""
+    def tick(self, state: TrainingState) -> EasyDict:
+        """Ends a tick: prints the status line, writes statistics, and returns them. Raises UserError if they cannot be written."""
         tick_seconds = time.time() - self.tick_start
-        self._report(state, tick_seconds, nimg)
+        self._report(state, tick_seconds)
         stats = self.collector.as_dict()
         if self.is_speaker:
             mean = self.collector.mean
@@ -120,13 +148,10 @@ class Progress:
                 fields.append(f"pairing {mean('Loss/pairing/loss'):.3f} ({100 * mean('Loss/pairing/accuracy'):.0f}%)")
             fields.append(f"eta {self._eta(state)}")
             print(("\r" if self._live else "") + " ".join(fields), flush=True)
-            self._write(stats, state)
+            append_text(self.run / STATS_FILE, json.dumps(dict(stats, timestamp=time.time())) + "\n")
+            self._show({name: value.mean for name, value in stats.items()}, state)
+        self.tick_nimg, self.tick_start = state.cur_nimg, time.time()
         return stats
-
-    def _write(self, stats: EasyDict, state: TrainingState) -> None:
-        with open(self.run / "stats.jsonl", "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(dict(stats, timestamp=time.time())) + "\n")
-        self._show({name: value.mean for name, value in stats.items()}, state)
 
     def _show(self, values: dict[str, float], state: TrainingState) -> None:
         for board in self._boards:
@@ -141,10 +166,10 @@ class Progress:
         for board in self._boards:
             board.picture(name, path, state.cur_nimg // 1000)
 
-    def next_tick(self, tick_end: float) -> None:
-        """Starts the clock of the next tick; what passed since `tick_end` was maintenance."""
-        self.tick_start = time.time()
-        self.maintenance = self.tick_start - tick_end
+    def next_tick(self) -> None:
+        """Starts the clock of the next tick; what passed since the last one ended was maintenance."""
+        now = time.time()
+        self.tick_start, self.maintenance = now, now - self.tick_start
 
     def close(self) -> None:
         """Flushes and closes the boards."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
 
 from dnnlib import EasyDict, UserError, atomic_write_text
-from metrics.report import lines_path
+from metrics.report import has_line, lines_path
 from metrics.runs import LOWER_IS_BETTER
 from torch_utils import checkpoint
 from training.history import read_figures, read_lines
@@ -20,7 +23,8 @@ STATES_KEPT = 2  # the last good state and the one before
 OPTIONS_FILE = "training_options.json"
 ALARMS_FILE = "alarms.jsonl"
 BEST_FILE, BEST_LINK = "best.json", "network-snapshot-best.safetensors"
-LINE_FILES = ("stats.jsonl", "metric-*.jsonl", ALARMS_FILE)
+INTERRUPTED_STATE = "training-state-interrupted.pt"
+LOG_FILE = "log.txt"
 
 
 def as_easydict(value):
@@ -51,20 +55,52 @@ class RunDir:
 
     @classmethod
     def create(cls, args: EasyDict) -> RunDir:
-        """Makes the folder `args.run_dir` with its training_options.json.
+        """Makes the folder `args.run_dir` with its training_options.json: both at once, so that no process can end between them.
 
         Raises:
-            UserError: it exists already, or the place is not writable.
+            UserError: it exists already and is not empty, or the place is not writable.
         """
         run = cls(args.run_dir)
+        unnamed = run.path.with_name(f".{run.path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            run.path.mkdir(parents=True)
-        except FileExistsError as error:
-            raise UserError(f"--outdir: {run.path} exists already; start again, another run may have taken its number") from error
+            unnamed.mkdir(parents=True)
+            atomic_write_text(unnamed / OPTIONS_FILE, json.dumps(args, indent=2) + "\n")
+            unnamed.rename(run.path)
         except OSError as error:
+            shutil.rmtree(unnamed, ignore_errors=True)
+            if run.path.exists():
+                raise UserError(f"--outdir: {run.path} exists already; start again, another run may have taken its number") from error
             raise UserError(f"--outdir: cannot create {run.path}: {error.strerror}") from error
-        atomic_write_text(run.path / OPTIONS_FILE, json.dumps(args, indent=2) + "\n")
         return run
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keeps other processes from training in this folder within the block. The system ends it with the process, however that ends.
+
+        Raises:
+            UserError: another process does.
+        """
+        try:
+            import fcntl  # here, because Windows has none
+        except ImportError:
+            yield
+            return
+        try:
+            handle = open(self / LOG_FILE, "a")  # noqa: SIM115 (the next block closes it)
+        except OSError as error:
+            raise UserError(f"cannot write {self / LOG_FILE}: {error.strerror or error}") from error
+        with handle:
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else a file system without locks
+                    raise UserError(f"{self.path} is in use by another process that trains there; wait until it has ended, or end it") from error
+            yield
+
+    @classmethod
+    def is_at(cls, path: str | os.PathLike | None) -> bool:
+        """Whether there is a run folder."""
+        return path is not None and os.path.isfile(os.path.join(path, OPTIONS_FILE))
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> tuple[RunDir, EasyDict]:
@@ -89,8 +125,13 @@ class RunDir:
         return self.path / f"network-snapshot-{kimg:06d}.safetensors"
 
     def state(self, kimg: int) -> pathlib.Path:
-        """Where the training state at `kimg` is."""
+        """Where the training state of the snapshot at `kimg` is."""
         return self.path / f"training-state-{kimg:06d}.pt"
+
+    @property
+    def interrupted_state(self) -> pathlib.Path:
+        """Where the state of a run is that was asked to end between two snapshots."""
+        return self / INTERRUPTED_STATE
 
     def _numbered(self, pattern: str) -> list[int]:
         matches = (re.fullmatch(pattern, path.name) for path in self.path.iterdir())
@@ -104,43 +145,38 @@ class RunDir:
         """kimg of every training state, rising."""
         return self._numbered(r"training-state-(\d{6,})\.pt")
 
-    def line_sizes(self) -> dict[str, int]:
-        """Sizes in bytes of the files that grow by lines, to be cut back to when a run continues from here."""
-        return {path.name: path.stat().st_size for pattern in LINE_FILES for path in sorted(self.path.glob(pattern))}
-
-    def cut_lines(self, sizes: dict[str, int]) -> None:
-        """Takes back what was appended after a state was saved, so that a continued run writes no line twice."""
-        for path in (path for pattern in LINE_FILES for path in self.path.glob(pattern)):
-            size = sizes.get(path.name, 0)
-            if path.stat().st_size > size:
-                os.truncate(path, size)
-
     def sweep(self) -> None:
         """Deletes what a killed process was writing when it ended."""
         for path in self.path.glob(".*.tmp*"):
             path.unlink()
 
-    def is_finished(self, total_kimg: int) -> bool:
-        """Whether the networks and the state of the end are there."""
-        return any(kimg >= total_kimg and self.snapshot(kimg).is_file() for kimg in self.states())
+    def unmeasured(self, kimg: int, metrics: Iterable[str]) -> list[str]:
+        """Those of the metrics (by the names of their results) that there is no line of for the snapshot at `kimg`."""
+        return [name for name in metrics if not has_line(self.path, name, self.snapshot(kimg).name)]
+
+    def is_finished(self, total_kimg: int, metrics: Iterable[str] = ()) -> bool:
+        """Whether the networks and the state of the end are there, and its figures by the metrics."""
+        ends = [kimg for kimg in self.states() if kimg >= total_kimg and self.snapshot(kimg).is_file()]
+        return any(not self.unmeasured(kimg, metrics) for kimg in ends)
 
     def last_state(self) -> dict | None:
-        """The newest state that can be read and whose snapshot is there; None where there is no state. Damaged ones are named and passed over.
+        """The newest state that can be read; None where there is no state. Damaged ones are named and passed over.
 
         Raises:
             UserError: there are states, but none that can be used: starting afresh would throw the run away.
         """
-        states = self.states()
-        for kimg in reversed(states):
+        numbered = [self.state(kimg) for kimg in reversed(self.states())]
+        paths = [path for path in (self.interrupted_state, *numbered) if path.is_file()]
+        for path in paths:
             try:
-                if self.snapshot(kimg).is_file():
-                    return checkpoint.load_state(self.state(kimg))
-                reason = f"{self.state(kimg)} has no {self.snapshot(kimg).name} beside it"
+                return _of_today(checkpoint.load_state(path))
             except UserError as error:
                 reason = str(error)
+            except (KeyError, TypeError, ValueError) as error:
+                reason = f"{path} holds something else than a training state ({error})"
             print(f"Warning: {reason}; trying the state before it.")
-        if states:
-            raise UserError(f"--continue-run={self.path}: none of its {len(states)} training states can be used; start a new run")
+        if paths:
+            raise UserError(f"--continue-run={self.path}: none of its {len(paths)} training states can be used; start a new run")
         return None
 
     def best(self, metric: str | None) -> Best | None:
@@ -186,3 +222,14 @@ class RunDir:
             for kimg in self.snapshots():
                 if kimg not in stay:
                     self.snapshot(kimg).unlink()
+
+
+def _of_today(saved: dict) -> dict:
+    """A saved state as it would be written now. Older ones were written at snapshots only, after these had been measured."""
+    if "lines" in saved:
+        return saved
+    counters = saved["training"]["counters"]
+    counters |= {"told_nonfinite": int(counters["nonfinite"]), "snapshot_nimg": counters["cur_nimg"]}
+    clocks = {"tick_nimg": counters["cur_nimg"], "seconds": saved["seconds"], "tick_seconds": 0.0, "maintenance": 0.0, "statistics": {}}
+    lines = {"size": saved["line_sizes"].get("stats.jsonl", 0), "last": ""}
+    return {**saved, "progress": [clocks] * len(saved["training"]["ranks"]), "lines": lines}

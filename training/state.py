@@ -25,7 +25,7 @@ from training.phases import Batch, Phase, build_phases, report_times, run_phase,
 
 CONTROL_INTERVAL = 4  # batches between two steps of the controllers
 ADA_KIMG = 500
-COUNTERS = ("cur_nimg", "batch_idx", "cur_tick", "nonfinite", "bad_streak")
+COUNTERS = ("cur_nimg", "batch_idx", "cur_tick", "nonfinite", "bad_streak", "told_nonfinite", "snapshot_nimg")
 
 
 def without_class(kwargs: dict) -> dict:
@@ -83,6 +83,8 @@ class TrainingState:
         # Gradient values that were not finite so far, and on how many steps up to the last one there were some.
         self.nonfinite = torch.zeros([], dtype=torch.int64, device=device)
         self.bad_streak = torch.zeros([], dtype=torch.int64, device=device)
+        self.told_nonfinite = 0  # of nonfinite, at the end of the last tick
+        self.snapshot_nimg = -1  # cur_nimg of the last snapshot; -1: there is none
         self._pending_times: list = []
         # From here on every rank draws its own latents, noise and augmentations.
         torch.manual_seed(args.random_seed * world_size() + rank())

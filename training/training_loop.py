@@ -6,13 +6,13 @@ What a step is lives in training.state and training.phases, what it minimises in
 from __future__ import annotations
 
 import contextlib
-import time
+import pathlib
 
 import torch
 
 from dnnlib import EasyDict, UserError
 from dnnlib.log import Logger
-from metrics.registry import compute_metrics
+from metrics.registry import compute_metrics, parse_metrics
 from metrics.report import stamp_line, write_line
 from torch_utils import checkpoint
 from torch_utils.distributed import broadcast_object, busy, gather_objects, rank, stepped
@@ -22,10 +22,14 @@ from training.config import leading_figure
 from training.data_loader import open_loader
 from training.dataset import ImageFolderDataset
 from training.disk import DiskWatch, predict_sizes
+from training.history import STATS_FILE
+from training.memory import memory_explained
 from training.pictures import GridPictures
 from training.progress import Progress
-from training.run_files import RunDir
+from training.run_files import LOG_FILE, RunDir
+from training.run_lines import NO_LINES, mark_lines, restore_lines
 from training.state import TrainingState, without_class
+from training.stopping import Abandoned, Stopping
 from training.transfer import begin
 
 MAX_BAD_STEPS = 50  # steps on end with gradients that are not finite, after which a run is given up
@@ -53,6 +57,7 @@ class Trainer:
         self.args, self.device, self.run = args, device, RunDir(args.run_dir)
         self.num_ranks, self.is_writer = num_ranks, rank() == 0
         self.leading_metric = leading_figure(args)
+        self.metrics = {parse_metrics([name], args.detector)[0].name: name for name in args.metrics}  # as results call them: as asked for
         _set_backends(args)
         self.dataset = ImageFolderDataset(**without_class(args.training_set_kwargs))
         self.state = TrainingState(args, self.dataset, device)
@@ -68,29 +73,36 @@ class Trainer:
         networks = {name: module for name, module in (("G", self.state.G), ("D", self.state.D), ("P", self.state.P)) if module is not None}
         sizes = predict_sizes(networks, self.dataset.resolution, self.dataset.num_channels, len(self.dataset))
         self.disk = DiskWatch(self.run, args, sizes)
+        self.data_digest = self.dataset.fingerprint()
         self.pictures = GridPictures(self.dataset, self.state.G.z_dim, args.random_seed)
+        self.progress = Progress(self.run, args.total_kimg)
+        self.stopping = Stopping()
 
-    def restore(self, saved: dict | None) -> float:
-        """Goes on from a state of the run folder, or afresh in it without one; returns the seconds that the run took before.
+    def restore(self, saved: dict | None) -> None:
+        """Goes on from a state of the run folder, or afresh in it without one.
 
         Raises:
-            UserError: the state is not of a run with these options.
+            UserError: the state is not of a run with these options and this data.
         """
-        try:
-            if saved is not None:
-                self.state.load_state_dict(saved["training"])
-                self.loader.load_state_dict(saved["loader"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"--continue-run={self.run.path}: the training state does not fit the options of the run: {reason}") from error
+        if saved is not None:
+            self._load(saved)
         if self.is_writer:
             self.run.sweep()
-            self.run.cut_lines({} if saved is None else saved["line_sizes"])
-        if saved is None:
-            self.say("No training state yet: starting afresh.")
-            return 0.0
-        self.say(f"Continuing at {self.state.cur_nimg / 1e3:.1f} kimg.")
-        return saved["seconds"]
+            lost = restore_lines(self.run.path, saved["lines"] if saved else NO_LINES, self.state.snapshot_nimg // 1000)
+            if lost:
+                self.say(f"Warning: {self.run / STATS_FILE} has lost {lost:,} bytes since the state was written; their lines are missing.")
+        self.say(f"Continuing at {self.state.cur_nimg / 1e3:.1f} kimg." if saved else "No training state yet: starting afresh.")
+
+    def _load(self, saved: dict) -> None:
+        if saved.get("data", self.data_digest) != self.data_digest:
+            raise UserError(f"{self.dataset.path} does not hold the images and labels that {self.run.path} was trained on so far; bring them back")
+        try:
+            self.state.load_state_dict(saved["training"])
+            self.loader.load_state_dict(saved["loader"])
+            self.progress.load_state_dict(saved["progress"][rank()])
+        except (KeyError, RuntimeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"--continue-run={self.run.path}: the training state does not fit the options of the run: {reason}") from error
 
     def say(self, text: str) -> None:
         """Prints on rank 0."""
@@ -133,21 +145,59 @@ class Trainer:
         if self.is_writer:
             checkpoint.save_networks(self.run.snapshot(kimg), self.state.network_records(), meta)
 
-    def save_state(self, seconds: float) -> None:
-        """Writes the training state of this moment and tidies up behind it."""
-        training = self.state.state_dict()
+    def save_state(self, path: pathlib.Path) -> None:
+        """Writes the training state of this moment. No rank returns before it is whole."""
+        training, progress = self.state.state_dict(), gather_objects(self.progress.state_dict())
         if self.is_writer:
-            saved = {"training": training, "loader": self.loader.state_dict(), "line_sizes": self.run.line_sizes(), "seconds": seconds}
-            checkpoint.save_state(self.run.state(self.state.cur_nimg // 1000), saved)
+            saved = {"training": training, "loader": self.loader.state_dict(), "progress": progress, "data": self.data_digest}
+            checkpoint.save_state(path, {**saved, "lines": mark_lines(self.run.path)})
+        broadcast_object(None)
+
+    def save_snapshot(self) -> None:
+        """Writes all that belongs to a snapshot but its figures: those are made up for if the run ends before they are there."""
+        state, kimg = self.state, self.state.cur_nimg // 1000
+        state.share_averages()
+        if self.is_writer:
+            fakes = self.run / f"fakes{kimg:06d}.png"
+            self.pictures.save_fakes(state.G_ema, self.device, fakes)
+            self.progress.picture("fakes", fakes, state)
+        self.check_ranks_agree()
+        self.save_networks()
+        state.snapshot_nimg = state.cur_nimg
+        self.save_state(self.run.state(kimg))
+        if self.is_writer:
+            self.run.interrupted_state.unlink(missing_ok=True)
+
+    def mend_snapshot(self) -> None:
+        """Writes the snapshot of this moment again if it is not whole: all that it holds is in the state."""
+        if self.is_writer:
+            try:
+                checkpoint.read_networks(self.run.snapshot(self.state.cur_nimg // 1000))
+            except UserError as error:
+                self.say(f"Warning: {error}; writing it again.")
+                self.save_networks()
+
+    def finish_snapshot(self) -> None:
+        """Measures the snapshot of this moment as far as that is not done, and tidies up. Raises Abandoned if a signal comes before that is done."""
+        snapshot = self.run.snapshot(self.state.cur_nimg // 1000)
+        missing = broadcast_object(self.run.unmeasured(self.state.cur_nimg // 1000, self.metrics))
+        if missing:
+            with self.stopping.abandonable():
+                lines = self.evaluate([self.metrics[name] for name in missing])
+            for line in lines if self.is_writer else []:
+                write_line(stamp_line(line, snapshot, self.run.path), self.run.path)
+                for key, value in line["results"].items():
+                    self.progress.metric(key, value, self.state)
+                    print(f"{key} {value:.4f}  ({line['total_time_str']})", flush=True)
+        self.watch()
+        if self.is_writer:
             self.run.prune(self.args.keep_snapshots, self.leading_metric)
             self.run.mark_best(self.leading_metric)
             self.say_space()
 
-    def evaluate(self, progress: Progress) -> None:
-        """Runs the metrics on G_ema. One that fails is a warning: training is worth more than a figure."""
+    def evaluate(self, names: list[str]) -> list[dict]:
+        """The result lines of metrics of G_ema. One that fails is a warning: training is worth more than a figure."""
         args = self.args
-        if not args.metrics:
-            return
 
         def make_dataset(**overrides):
             return ImageFolderDataset(**{**without_class(args.training_set_kwargs), **overrides})
@@ -156,8 +206,9 @@ class Trainer:
             self.say(f"Warning: the metric {name} failed: {error}")
 
         try:
-            lines = compute_metrics(
-                args.metrics,
+            self.dataset.check_unchanged()
+            return compute_metrics(
+                names,
                 G=self.state.G_ema,
                 dataset=self.dataset,
                 make_dataset=make_dataset,
@@ -167,74 +218,80 @@ class Trainer:
                 on_failure=warn,
             )
         except Exception as error:  # whatever goes wrong in a detector that the user brought, too
-            warn(", ".join(args.metrics), error)
-            return
-        for line in lines if self.is_writer else []:
-            write_line(stamp_line(line, self.run.snapshot(self.state.cur_nimg // 1000), self.run.path), self.run.path)
-            for key, value in line["results"].items():
-                progress.metric(key, value, self.state)
-                print(f"{key} {value:.4f}  ({line['total_time_str']})", flush=True)
+            if self.stopping.requested:  # another rank has left
+                raise Abandoned(self.stopping.requested) from error
+            warn(", ".join(names), error)
+            return []
 
     def watch(self) -> None:
         """Tells of alarms that began or ended with this evaluation."""
         for line in alarm.watch(self.run, self.args, self.state.cur_nimg // 1000) if self.is_writer else []:
             self.say(line)
 
-    def check_finite(self, before: int) -> int:
-        """Warns of gradients that were not finite since the count was `before`; returns the count now.
+    def check_finite(self) -> None:
+        """Warns of gradients that were not finite since the last tick.
 
         Raises:
             UserError: the last `MAX_BAD_STEPS` steps all had some, or weights are not finite; names the last good snapshot.
         """
-        now, streak = int(self.state.nonfinite), int(self.state.bad_streak)
-        if now == before:
-            return now
-        self.say(f"Warning: {now - before:,} gradient values of this tick were not finite; they were set to 0 or +-1e5.")
-        parameters = [*self.state.G.named_parameters(), *self.state.D.named_parameters()]
-        broken = [name for name, p in parameters if not torch.isfinite(p).all()]
+        state, now = self.state, int(self.state.nonfinite)
+        if now == state.told_nonfinite:
+            return
+        self.say(f"Warning: {now - state.told_nonfinite:,} gradient values of this tick were not finite; they were set to 0 or +-1e5.")
+        networks = (module for module in (state.G, state.D, state.P) if module is not None)
+        broken = [name for module in networks for name, p in module.named_parameters() if not torch.isfinite(p).all()]
+        streak = int(state.bad_streak)
         if broken or streak >= MAX_BAD_STEPS:
             what = f"weights are not finite ({broken[0]})" if broken else f"gradients were not finite for {streak} steps on end"
             good = self.run.snapshots()
             raise UserError(f"training diverged: {what}; the last good snapshot is {self.run.snapshot(good[-1]) if good else 'none'}")
-        return now
 
-    def loop(self, seconds_before: float) -> None:
-        """Trains until total_kimg, from wherever the state stands."""
+    def end_tick(self, at_snapshot: bool) -> None:
+        """Tells of a tick and, at snapshots, writes and measures one."""
+        self.progress.tick(self.state)
+        self.check_finite()
+        self.state.told_nonfinite = int(self.state.nonfinite)
+        self.state.cur_tick += 1
+        if at_snapshot:
+            with busy("a snapshot"):
+                self.save_snapshot()
+                self.finish_snapshot()
+        self.progress.next_tick()
+
+    def loop(self) -> int:
+        """Trains until total_kimg, from wherever the state stands; returns 0, or the signal that asked for an end before."""
         args, state = self.args, self.state
-        progress = Progress(self.run, args.total_kimg, seconds_before)
-        progress.open_boards(state)
-        tick_nimg = state.cur_nimg
-        nonfinite = int(state.nonfinite)
-        done = state.cur_nimg >= args.total_kimg * 1000
-        while not done:
-            state.step(*next(self.loader))
-            stepped(f"{state.cur_nimg / 1e3:.1f} kimg")
-            progress.live(state)
-            done = state.cur_nimg >= args.total_kimg * 1000
-            if not done and state.cur_tick != 0 and state.cur_nimg < tick_nimg + args.kimg_per_tick * 1000:
-                continue
-            progress.tick(state, state.cur_nimg - tick_nimg)
-            tick_end, tick_nimg = time.time(), state.cur_nimg
-            nonfinite = self.check_finite(nonfinite)
-            at_snapshot = done or state.cur_tick % args.network_snapshot_ticks == 0
-            state.cur_tick += 1
-            if at_snapshot:
+        self.progress.open_boards(state)
+        if state.cur_nimg == 0:
+            self.progress.begin()
+        try:
+            if state.snapshot_nimg == state.cur_nimg:
                 with busy("a snapshot"):
-                    state.share_averages()
-                    if self.is_writer:
-                        fakes = self.run / f"fakes{state.cur_nimg // 1000:06d}.png"
-                        self.pictures.save_fakes(state.G_ema, self.device, fakes)
-                        progress.picture("fakes", fakes, state)
-                    self.check_ranks_agree()
-                    self.save_networks()
-                    self.evaluate(progress)
-                    self.watch()
-                    self.save_state(progress.seconds())
-            progress.next_tick(tick_end)
-        progress.close()
+                    self.mend_snapshot()
+                    self.finish_snapshot()
+                self.progress.next_tick()
+            done = state.cur_nimg >= args.total_kimg * 1000
+            while not done:
+                state.step(*next(self.loader))
+                stepped(f"{state.cur_nimg / 1e3:.1f} kimg")
+                self.progress.live(state)
+                done = state.cur_nimg >= args.total_kimg * 1000
+                at_tick = done or state.cur_tick == 0 or state.cur_nimg >= self.progress.tick_nimg + args.kimg_per_tick * 1000
+                at_snapshot = at_tick and (done or state.cur_tick % args.network_snapshot_ticks == 0)
+                if at_tick:
+                    self.end_tick(at_snapshot)
+                if stop := self.stopping.agreed():
+                    if not at_snapshot:
+                        self.check_finite()
+                        with busy("a state"):
+                            self.save_state(self.run.interrupted_state)
+                    return stop
+        finally:
+            self.progress.close()
+        return 0
 
 
-def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continued: bool = False) -> None:
+def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continued: bool = False) -> int:
     """Runs a training from its configuration, or goes on with it.
 
     Args:
@@ -243,8 +300,12 @@ def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continue
         num_ranks: processes that train together.
         continued: the folder is there; look for a state in it first.
 
+    Returns:
+        0, or the number of the signal after which all ranks have ended together, with a state of that moment.
+
     Raises:
-        UserError: bad data, a foreign network or state; before anything is written where it can be known before.
+        Abandoned: a signal has ended this rank while it measured a snapshot, whose state is there.
+        UserError: bad data, a foreign network or state, before anything is written where it can be known before; no memory, no room on the disk.
     """
     trainer = Trainer(args, device, num_ranks)
     saved = trainer.run.last_state() if continued else None
@@ -254,15 +315,28 @@ def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continue
     if trainer.is_writer and not continued:
         RunDir.create(args)
     broadcast_object(None)  # the folder is there before anyone looks into it
-    with Logger(trainer.run / "log.txt") if trainer.is_writer else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if trainer.is_writer:
+            stack.enter_context(trainer.run.hold())
+            stack.enter_context(Logger(trainer.run / LOG_FILE))
+        stack.enter_context(trainer.stopping)
         trainer.describe()
         for line in transferred:
             trainer.say(line)
-        seconds = trainer.restore(saved) if continued else 0.0
+        if continued:
+            trainer.restore(saved)
         trainer.say_space()
         if trainer.is_writer and trainer.state.cur_nimg == 0:
             trainer.pictures.save_reals(trainer.run / "reals.png")
             trainer.pictures.save_fakes(trainer.state.G_ema, device, trainer.run / "fakes_init.png")
-        trainer.loop(seconds)
-        trainer.say("Done.")
+        abandoned = None
+        try:
+            with memory_explained(args, device):
+                stop = trainer.loop()
+        except Abandoned as error:
+            abandoned, stop = error, error.number
+        trainer.say(f"Stopped at {trainer.state.cur_nimg / 1e3:.1f} kimg, to go on with --continue-run={args.run_dir}" if stop else "Done.")
         trainer.loader.close()
+    if abandoned is not None:
+        raise abandoned
+    return stop

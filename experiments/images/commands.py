@@ -11,15 +11,12 @@ import click
 import torch
 
 from dnnlib import EasyDict, UserError
-from metrics.runs import BOOKKEEPING
 from training import config
 from training.dataset import ImageFolderDataset
 from training.options import Options, add_options
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-# Where and how fast a run is made, and where its data lie: none of it changes what is trained. Seed and snapshots are part of a plan; what the
-# precision does is said by the networks' own options.
-PLACE = (BOOKKEEPING - {"random_seed", "network_snapshot_ticks"}) | {"device", "ops", "graphs", "compile", "cudnn_benchmark", "path", "precision"}
+UNPLANNED = config.PLACE - {"network_snapshot_ticks"}  # what does not tell a planned run from another; its snapshots do
 
 
 def parse_options(arguments: Sequence[str]) -> tuple[Options, set[str]]:
@@ -51,17 +48,10 @@ def configuration(arguments: Sequence[str], data: config.DataInfo) -> EasyDict:
     return config.resolve(options, typed, data, device)
 
 
-def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str = "") -> str:
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """The first setting in which two configurations differ, as "total_kimg 60 instead of 8000"; empty if what is trained is the same."""
-    for key in sorted(found.keys() | wanted.keys()):
-        if key in PLACE:
-            continue
-        old, new = found.get(key), wanted.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            if deeper := difference(old, new, f"{name}{key}."):
-                return deeper
-        elif old != new:
-            return f"{name}{key} {_in_words(old)} instead of {_in_words(new)}"
+    for name, old, new in config.differences(found, wanted, UNPLANNED):
+        return f"{name} {_in_words(old)} instead of {_in_words(new)}"
     return ""
 
 

@@ -15,7 +15,7 @@ import threading
 
 import psutil
 
-GRACE_SECONDS = 10  # for torchrun to end its ranks
+GRACE_SECONDS = 30  # for a training to write a state and leave
 
 
 def end_tree(pid: int) -> None:
