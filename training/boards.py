@@ -1,6 +1,6 @@
 """Boards that a run reports to besides its own files: TensorBoard, and Weights & Biases where --wandb names a project.
 
-Both have the same three methods; `training.progress` calls them on rank 0.
+Both take scalars; pictures go to Weights & Biases only, since TensorBoard's files lie beside them. `training.progress` calls them on rank 0.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ class Board(Protocol):
 
     def scalars(self, values: Mapping[str, float], kimg: int, seconds: float) -> None:
         """Adds numbers at `kimg`, after so many seconds of training."""
-
-    def picture(self, name: str, path: pathlib.Path, kimg: int) -> None:
-        """Adds a picture file."""
 
     def close(self) -> None:
         """Flushes and ends."""
@@ -62,9 +59,6 @@ class TensorBoard:
         except OSError as error:
             self._writer = None
             print(f"Warning: TensorBoard's file cannot be written any more: {error.strerror or error}", flush=True)
-
-    def picture(self, name: str, path: pathlib.Path, kimg: int) -> None:
-        """Nothing: the file is in the run folder already, and event files would grow by it."""
 
     def close(self) -> None:
         """As `Board`."""
@@ -124,7 +118,7 @@ class WandB:
         self._do(lambda run: run.log(dict(values), step=kimg))
 
     def picture(self, name: str, path: pathlib.Path, kimg: int) -> None:
-        """As `Board`."""
+        """Adds a picture file at `kimg`."""
         self._do(lambda run: run.log({name: self._wandb.Image(str(path))}, step=kimg))
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from dnnlib import EasyDict, append_text
 from dnnlib.format import format_time
 from torch_utils import training_stats
 from torch_utils.distributed import rank
-from training.boards import Board, open_boards
+from training.boards import Board, WandB, open_boards
 from training.history import STATS_FILE
 from training.run_files import RunDir
 from training.state import TrainingState
@@ -162,9 +162,10 @@ class Progress:
         self._show({f"Metrics/{name}": value}, state)
 
     def picture(self, name: str, path: pathlib.Path, state: TrainingState) -> None:
-        """Adds a picture file to the boards that show pictures."""
+        """Adds a picture file to the boards that take pictures."""
         for board in self._boards:
-            board.picture(name, path, state.cur_nimg // 1000)
+            if isinstance(board, WandB):
+                board.picture(name, path, state.cur_nimg // 1000)
 
     def next_tick(self) -> None:
         """Starts the clock of the next tick; what passed since the last one ended was maintenance."""
