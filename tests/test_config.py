@@ -357,3 +357,12 @@ def test_the_option_table_has_a_row_for_every_option():
     rows = [line.split("|")[1].strip() for line in option_table().splitlines()]
     for field in dataclasses.fields(Options):
         assert f"`--{field.name.replace('_', '-')}`" in rows
+
+
+@pytest.mark.parametrize("resolution", [32, 256, 1024])
+def test_any_number_of_gpus_gets_a_batch_that_divides(resolution):
+    for gpus in range(1, 100):
+        preset = for_data(PRESETS["auto"], resolution, gpus)
+        assert preset.batch % gpus == 0 and (preset.batch // gpus) % preset.mbstd == 0
+        if gpus & (gpus - 1) == 0:
+            assert preset.batch == max(min(gpus * min(4096 // resolution, 32), 64), gpus)  # as StyleGAN2-ADA

@@ -104,7 +104,8 @@ def _batch_arithmetic(o: Options, preset: Preset, gpus: int, pairing: bool) -> t
     batch = o.batch or preset.batch
     per_gpu, rest = divmod(batch, gpus)
     if rest or per_gpu == 0:
-        raise UserError(f"--batch={batch} does not divide by --gpus={gpus}")
+        unit = gpus * min(preset.mbstd, max(per_gpu, 1))
+        raise UserError(f"--batch={batch} does not divide by --gpus={gpus}; --batch={-(-batch // unit) * unit} would")
     if o.batch_gpu is not None:
         batch_gpu = o.batch_gpu
     else:

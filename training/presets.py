@@ -53,6 +53,9 @@ def for_data(preset: Preset, resolution: int, gpus: int) -> Preset:
     if preset.batch is not None:
         return preset
     batch = max(min(gpus * min(4096 // resolution, 32), 64), gpus)
+    if batch % gpus:  # as StyleGAN2-ADA for powers of two; else the largest batch below that deals out whole minibatch-std groups
+        each = batch // gpus
+        batch = gpus * (each - each % 4 if each > 4 else each)
     return dataclasses.replace(
         preset,
         ref_gpus=gpus,
