@@ -52,6 +52,13 @@ class Started:
                 return int(entry.name)
         raise LookupError(f"no rank {rank}")
 
+    def has(self, rank: int) -> bool:
+        """Whether it has started this rank."""
+        try:
+            return self.worker(rank) > 0
+        except LookupError:
+            return False
+
 
 @pytest.fixture
 def start(tmp_path):
@@ -89,7 +96,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """Digests of an uninterrupted run of 4 kimg of two ranks, by (options,)."""
+    """Digests of an uninterrupted run of 4 kimg of two ranks."""
     folder = tmp_path_factory.mktemp("whole")
     command = [sys.executable, *training(data, folder / "00000-whole", "--kimg=4", "--gpus=2")]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -176,20 +183,13 @@ def test_a_cut_cable_ends_both_sides(start, machines, data, tmp_path):
 def test_an_elastic_run_goes_on_by_itself(start, machines, data, whole, tmp_path, rank):
     run = tmp_path / "00000-run"
     meeting = ["--max-restarts=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}", "--rdzv-id=job"]
-    local = [f"--local-addr={address}" for address in ADDRESSES]
-    both = [on_machine(start, machines, number, *meeting, local[number], *training(data, run, "--kimg=4")) for number in range(2)]
+    local = [[f"--local-addr={address}", f"--rdzv-conf=is_host={int(not number)}"] for number, address in enumerate(ADDRESSES)]
+    both = [on_machine(start, machines, number, *meeting, *local[number], *training(data, run, "--kimg=4")) for number in range(2)]
     log = run / "log.txt"
     end = time.monotonic() + 240
     while not (log.exists() and "tick 2 " in log.read_text()):
         assert time.monotonic() < end
         time.sleep(0.05)
-    os.kill(next(pid for one in both for pid in [found(one, rank)] if pid), signal.SIGKILL)
+    os.kill(both[0 if both[0].has(rank) else 1].worker(rank), signal.SIGKILL)  # ranks are given to machines as they come
     assert [one.process.wait(500) for one in both] == [0, 0], [one.output.read_text() for one in both]
     assert log.read_text().count("Continuing at") == 1 and digests(run, 4) == whole
-
-
-def found(one, rank):
-    try:
-        return one.worker(rank)
-    except LookupError:
-        return None
