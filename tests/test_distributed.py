@@ -1,6 +1,7 @@
 """Ranks: gradients exchanged flat equal what each parameter alone would get, and processes start and end in order."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -109,4 +110,5 @@ def test_the_launcher_ends_with_its_ranks(tmp_path, pytestconfig, broken_rank, c
     if code == 0:
         assert result.stdout.count("sum 2") == 2
     else:
-        assert "Error: rank 1 ended with exit code 7; its own message is above" in result.stderr
+        # The other rank ends with the same code, and the launcher may see that first.
+        assert re.search("Error: rank [01] ended with exit code 7; its own message is above", result.stderr)
