@@ -171,6 +171,14 @@ def test_a_discriminator_that_is_ahead_from_the_start_is_none():
     assert told(Loss__scores__real=high, Loss__scores__fake=[0] * 7) == []
 
 
+def test_a_discriminator_that_is_the_first_to_learn_is_none():
+    """It rises in the first thousands of images of every run, before there is a generator to speak of."""
+    for kimg, alarms in ((1, 0), (100, 1)):
+        signal = [(kimg * i + 0.5, value) for i, value in enumerate([0.1, 0.2, 0.8, 0.97, 0.98, 0.97])]
+        history = History({}, {}, {"Loss/signs/real": signal})
+        assert len(find_events(history, [kimg * i for i in range(6)], PLAIN)) == alarms
+
+
 def test_scores_that_drift_apart_are_an_alarm():
     scores = dict(Loss__scores__real=[2, 3, 1, 1, 5, 7, 8, 3], Loss__scores__fake=[-3, -2, -1, -1, -6, -7, -9, -2])
     assert told(**scores) == [(500, "score gap", True), (700, "score gap", False)]

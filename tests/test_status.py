@@ -97,12 +97,12 @@ def test_a_run_lives_while_it_is_silent_for_no_longer_than_its_ticks(stopped):
 def test_open_alarms_are_shown(stopped):
     lines = []
     for index, signs in enumerate((0.5, 0.8, 0.4, 0.4, 0.95, 0.96)):
-        means = {"Progress/kimg": index + 0.1, "Progress/tick": index, "Loss/signs/real": signs, "Progress/augment": 1.0}
+        means = {"Progress/kimg": 100 * index + 0.1, "Progress/tick": index, "Loss/signs/real": signs, "Progress/augment": 1.0}
         lines.append({name: {"num": 1, "mean": mean, "std": 0} for name, mean in means.items()})
     (stopped / "stats.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (alarm,) = summarise(stopped)["alarms"]
-    assert (alarm["kind"], alarm["kimg"], alarm["since"]) == ("overfitting", 5, 2)
-    assert "alarms    overfitting: r_t, D's mean sign on training images, rose from 0.40 at 2 kimg to 0.96" in show(stopped)
+    assert (alarm["kind"], alarm["kimg"], alarm["since"]) == ("overfitting", 500, 200)
+    assert "alarms    overfitting: r_t, D's mean sign on training images, rose from 0.40 at 200 kimg to 0.96" in show(stopped)
 
 
 def test_json_is_the_same_in_one_line_each(run, stopped):

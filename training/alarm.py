@@ -31,6 +31,7 @@ DEVIATIONS = 4.0  # standard deviations of a share of so many images, below whic
 STANDS = 1.1  # FID up to so many times what it was still counts as standing
 SIGN, SIGN_OVER, SIGN_RISE = 0.9, 0.8, 0.15
 GAP, GAP_OVER, GAP_GROWTH = 10.0, 7.0, 2.0
+YOUNG = 50  # kimg in which D is ahead of every generator, so that its scores say nothing
 SATURATED = 0.95  # augmentation probability from which there is no more to add
 
 POORER = 2.0  # images are not to be compared with others of so many times their FID, or of that part of their precision
@@ -185,8 +186,12 @@ def _at(series: Series, kimg: int) -> float | None:
     return next((value for moment, value in reversed(series) if moment <= kimg), None)
 
 
+def _grown_up(series: Series) -> Series:
+    return [(kimg, value) for kimg, value in series if kimg >= YOUNG]
+
+
 def _overfitting(past: _Past, active: bool) -> _Finding | None:
-    signs, strengths = past.series("Loss/signs/real"), past.series("Progress/augment")
+    signs, strengths = _grown_up(past.series("Loss/signs/real")), past.series("Progress/augment")
     if len(signs) < 3:
         return None
     since, low = min(signs[:-2], key=lambda point: point[1])
@@ -202,7 +207,7 @@ def _overfitting(past: _Past, active: bool) -> _Finding | None:
 
 def _score_gap(past: _Past, active: bool) -> _Finding | None:
     fake = dict(past.series("Loss/scores/fake"))
-    gaps = [(kimg, real - fake[kimg]) for kimg, real in past.series("Loss/scores/real") if kimg in fake]
+    gaps = _grown_up([(kimg, real - fake[kimg]) for kimg, real in past.series("Loss/scores/real") if kimg in fake])
     if len(gaps) < 3:
         return None
     since, low = min(gaps[:-2], key=lambda point: point[1])
