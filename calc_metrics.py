@@ -27,7 +27,7 @@ from dnnlib import EasyDict, UserError, download
 from dnnlib.cli import CommaList, run_command
 from metrics import registry, report
 from metrics.collectors import Rows
-from metrics.detectors import detector_name, get_detector
+from metrics.detectors import detector_name, get_detector, trust_detector
 from metrics.feature_cache import FeatureCache
 from metrics.feature_files import FeatureFile, is_feature_file, load_features, save_features
 from metrics.features import broadcast
@@ -55,6 +55,7 @@ REAL_STREAM = 1  # so that a network on the real side shares no latent with one 
 @click.option("--gpus", help="Number of processes; more than 1 through torchrun", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--device", help="Where to compute", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 @click.option("--detector", help="inception, vgg16, embedded or a TorchScript file  [default: each metric's own]", metavar="NAME|PATH")
+@click.option("--trust-detector", help="Run the file of --detector, now and later: TorchScript is a program", is_flag=True)
 @click.option("--metric-seed", help="Seed of latents, labels and subsets", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--batch", help="Images per detector call", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--verbose", help="Show progress and the use of the cache", type=bool, default=True, show_default=True)
@@ -72,6 +73,8 @@ def main(context: click.Context, **options: Any) -> None:
         return
     opts = EasyDict(options)
     _check_choice(opts)
+    if opts.trust_detector:
+        trust_detector(opts.detector)
     opts.specs = registry.parse_metrics(opts.metrics, opts.detector)
     opts.run_on = _start(opts.device, opts.gpus)
     try:
@@ -364,6 +367,7 @@ def plot(runs: tuple[str, ...], out: str, title: str) -> None:
 @click.option("--data", help="Data set of a conditional network's labels  [default: its own]", metavar="PATH")
 @click.option("--out", help="Common beginning of the files", metavar="PATH", default="look", show_default=True)
 @click.option("--detector", help="inception, vgg16, embedded or a TorchScript file", default="vgg16", show_default=True, metavar="NAME|PATH")
+@click.option("--trust-detector", help="Run the file of --detector, now and later: TorchScript is a program", is_flag=True)
 @click.option("--samples", help="Images of either side at most  [default: 50,000 real ones, and as many of --fake]", type=click.IntRange(min=2))
 @click.option("--count", help="Pairs of images on a sheet", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--nearest-k", help="Neighbours that set a radius", type=click.IntRange(min=1), default=3, show_default=True)
@@ -375,6 +379,8 @@ def show(**options: Any) -> None:
     from metrics.show import make_sheets  # here, because measuring does without
 
     opts = EasyDict(options, verbose=False, no_cache=False, run_on=_start(options["device"], 1))
+    if opts.trust_detector:
+        trust_detector(opts.detector)
     detector = get_detector(opts.detector, opts.run_on)
     sides = {role: open_side(opts, opts[role], role) for role in ("real", "fake")}
     for role, side in sides.items():

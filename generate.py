@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import pathlib
-import zipfile
 from collections.abc import Iterable
 
 import click
-import numpy as np
 import torch
 
 from dnnlib import EasyDict, UserError
@@ -16,6 +14,7 @@ from dnnlib.cli import IntRangeList, run_command
 from training.config import choose_device
 from training.images import check_animation_path, enlarge, save_image_grid, save_png, write_animation
 from training.options import DEVICES
+from training.projection import read_projection
 from training.sampling import Renderer, default_batch, one_hot, plan_sheet, seed_latents, walk_latents, walk_ws
 from training.trained import check_class, check_truncation, load_generator, progress, writable_folder
 
@@ -76,7 +75,7 @@ def main(**options) -> None:
     _check_options(opts)
     device = choose_device(opts.device)
     G = load_generator(opts.network).to(device)
-    ws = _read_projection(opts.projected_w, G) if opts.projected_w is not None else None
+    ws = read_projection(opts.projected_w, G) if opts.projected_w is not None else None
     check_class(opts.class_index, G, required=opts.grid is None and opts.projected_w is None)
     check_truncation(opts.trunc, G)
     sheet = None
@@ -114,23 +113,6 @@ def _check_options(opts: EasyDict) -> None:
         if len(opts.seeds) < 2:
             raise UserError("--walk goes from seed to seed and needs at least two --seeds, but there is one")
     seed_latents(opts.seeds or [], 1)  # refuses seeds that are out of range
-
-
-def _read_projection(path: str, G: torch.nn.Module) -> torch.Tensor:
-    """The w of a projection, [N, num_ws, w_dim]."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            w = archive["w"]
-    except OSError as error:
-        raise UserError(f"--projected-w={path} cannot be read: {error.strerror or 'not an .npz file'}") from error
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"--projected-w={path} is not an .npz file with an array named w") from error
-    expected = (G.num_ws, G.w_dim)
-    if w.dtype.kind not in "fiu" or w.ndim != 3 or w.shape[1:] != expected or len(w) == 0:
-        raise UserError(
-            f"--projected-w={path} holds w of shape {list(w.shape)} and type {w.dtype}; this network takes numbers [N, {expected[0]}, {expected[1]}]"
-        )
-    return torch.from_numpy(w.astype(np.float32))
 
 
 def _write_files(pictures: Iterable[torch.Tensor], paths: list[pathlib.Path]) -> None:

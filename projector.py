@@ -13,6 +13,7 @@ import tqdm
 
 from dnnlib import EasyDict, UserError, atomic_path
 from dnnlib.cli import run_command
+from metrics.detectors import trust_detector
 from training.config import choose_device
 from training.image_store import load_pixels, open_image
 from training.images import PIL_MODES, check_animation_path, enlarge, save_png, write_animation
@@ -36,6 +37,7 @@ SMALLEST_FRAME = 256
 @click.option("--outdir", help="Where to write", metavar="DIR", required=True)
 @click.option("--class", "class_index", help="Class, for a network with labels", type=click.IntRange(min=0))
 @click.option("--distance", help="lpips (VGG16), embedded, a copy of vgg16.pt, or auto: lpips if it is to be had", default="auto", show_default=True)
+@click.option("--trust-detector", help="Run the file of --distance, now and later: TorchScript is a program", is_flag=True)
 @click.option("--device", help="Where to compute", type=click.Choice(DEVICES), default="auto", show_default=True)
 def main(**options) -> None:
     """Projects a picture into the w space of a trained network: target.png, proj.png, projected_w.npz and proj.mp4.
@@ -51,6 +53,8 @@ def main(**options) -> None:
     G = load_generator(opts.network).to(device)
     check_class(opts.class_index, G)
     picture = read_target(opts.target, G)
+    if opts.trust_detector and opts.distance not in ("auto", "lpips"):
+        trust_detector(opts.distance)
     distance = perceptual_distance(opts.distance, device)
     outdir = writable_folder(opts.outdir)
     c = one_hot([opts.class_index], G.c_dim)[0] if G.c_dim > 0 else None

@@ -21,6 +21,7 @@ from dnnlib import EasyDict, UserError
 from dnnlib.cli import USER_ERROR, run_command
 from dnnlib.download import is_url
 from dnnlib.signals import exit_code
+from metrics.detectors import trust_detector
 from metrics.registry import check_detectors, parse_metrics
 from torch_utils import distributed, slurm
 from training import config
@@ -97,7 +98,7 @@ def run_rank(args: EasyDict, device: torch.device, continued: bool, rank_timeout
 
 def open_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.device]:
     """The configuration of the run to continue. Raises UserError if other options are given with it, or the place has changed."""
-    others = sorted(typed - {"continue_run", "dry_run", "gpus", "rank_timeout"})
+    others = sorted(typed - {"continue_run", "dry_run", "gpus", "rank_timeout", "trust_detector"})
     if others:
         raise UserError(f"--continue-run takes all options from the run folder; leave out --{others[0].replace('_', '-')}")
     run, args = RunDir.open(options.continue_run)
@@ -158,6 +159,8 @@ def main(**given) -> int:
     check_processes(args.num_gpus, device)
     if args.get("wandb"):
         import_wandb(args.wandb)
+    if options.trust_detector:
+        trust_detector(args.detector)
     check_detectors(metrics)  # a detector that cannot be had would be noticed after the first snapshot only
     if args.num_gpus > 1 and not distributed.launched():
         distributed.launch_local(os.path.abspath(__file__), sys.argv[1:], args.num_gpus)

@@ -27,6 +27,7 @@ from dnnlib.files import atomic_write_text
 ATTEMPTS = 3
 CHUNK_BYTES = 1 << 16  # what a torn transfer loses at most
 MIRRORS_VARIABLE = "DNNLIB_MIRRORS"
+MAX_BYTES = 1 << 33  # far more than any network or detector has; a server that never ends would fill the disk
 RETRIED_STATUS = (408, 429)  # client errors that pass: too slow, too often
 # A file that changed this lately may change again without its time of change moving on, so its digest is not remembered.
 SETTLED_NS = 2_000_000_000
@@ -267,6 +268,8 @@ class _Download:
             handle.seek(start)
             handle.truncate()
             for chunk in response.iter_content(CHUNK_BYTES):
+                if handle.tell() + len(chunk) > MAX_BYTES:
+                    raise _Broken(f"it is longer than {MAX_BYTES:,} bytes", final=True)
                 handle.write(chunk)
                 bar.update(len(chunk))
             handle.flush()

@@ -1,6 +1,11 @@
-"""Numbers as short text for status lines and messages."""
+"""Numbers as short text for status lines and messages, and foreign text made fit for them."""
 
 from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Text from a file or the name of one as one line that cannot steer a terminal: control characters and the like become escapes."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def format_time(seconds: float) -> str:

@@ -17,6 +17,9 @@ import safetensors.torch
 import torch
 
 from dnnlib import UserError, atomic_path, download
+from dnnlib.format import printable
+from dnnlib.json_files import parse_json
+from torch_utils.checkpoint import read_tensors
 
 FORMAT = 1  # Part of every key: raise it when features of the same images, detector and protocol would come out differently.
 
@@ -46,16 +49,20 @@ class FeatureCache:
         path = self.path(key)
         try:
             with safetensors.safe_open(path, framework="pt") as handle:
-                entry = json.loads((handle.metadata() or {}).get("entry", "{}"))
-                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (the handle is no dictionary)
+                entry = parse_json((handle.metadata() or {}).get("entry", "{}"))
+                tensors = read_tensors(handle)
+                entry = entry if isinstance(entry, dict) else {}
         except (OSError, safetensors.SafetensorError, ValueError) as error:
-            self.log(f"cached features {path} cannot be read ({error}) and are computed again")
+            self.log(f"cached features {path} cannot be read ({printable(str(error))[:200]}) and are computed again")
             return None
         if entry.get("key") != _key_text(key):
             self.log(f"cached features {path} are of another version and are computed again")
             return None
         if entry.get("checksum") != tensors_checksum(tensors):
             self.log(f"cached features {path} are damaged and are computed again")
+            return None
+        if not all(tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            self.log(f"cached features {path} hold what no detector gives and are computed again")
             return None
         self.log(f"using cached features {path}")
         return tensors
@@ -86,7 +93,7 @@ def tensors_checksum(tensors: dict[str, torch.Tensor]) -> str:
     """CRC-32 over names, shapes and bytes of CPU tensors, 8 hex digits."""
     value = 0
     for name in sorted(tensors):
-        array = tensors[name].contiguous().numpy()
-        value = zlib.crc32(f"{name}{array.dtype}{array.shape}".encode(), value)
-        value = zlib.crc32(array.reshape(-1).view("u1"), value)
+        tensor = tensors[name].contiguous()
+        value = zlib.crc32(f"{name}{str(tensor.dtype).removeprefix('torch.')}{tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b"", value)
     return f"{value:08x}"

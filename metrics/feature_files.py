@@ -16,7 +16,9 @@ import safetensors.torch
 import torch
 
 from dnnlib import UserError, atomic_path
+from dnnlib.json_files import parse_json
 from metrics.feature_cache import tensors_checksum
+from torch_utils.checkpoint import read_tensors
 
 KIND, FORMAT = "features", 1
 SUFFIX = ".safetensors"
@@ -82,15 +84,31 @@ def load_features(path: str | os.PathLike) -> FeatureFile:
         facts = _facts(path)
         if facts.get("kind") != KIND or facts.get("format") != FORMAT:
             raise UserError(f"{path} is no feature file of this version; make it with calc_metrics.py --save-features")
-        tensors = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as handle:
+            tensors = read_tensors(handle)
         if facts["checksum"] != tensors_checksum(tensors) or len(tensors["rows"]) != facts["count"]:
             raise UserError(f"{path} is damaged: its features do not match their checksum; make it again with --save-features")
+        _check_content(tensors["rows"], tensors.get("labels"), facts)
         origin = {key: facts[key] for key in ("detector", "digest", "resize", "source")}
         return FeatureFile(path, tensors["rows"], tensors.get("labels"), **origin, image_size=tuple(facts["image_size"]))
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read as a feature file ({' '.join(str(error).split())[:120]}); make it again") from error
+
+
+def _check_content(rows: torch.Tensor, labels: torch.Tensor | None, facts: dict) -> None:
+    """Raises ValueError unless this is what `save_features` writes."""
+    if rows.dtype != torch.float32 or rows.ndim != 2 or not rows.numel() or not bool(rows.isfinite().all()):
+        raise ValueError("rows that are no finite float32 matrix")
+    if labels is not None and (labels.dtype != torch.float32 or labels.ndim != 2 or len(labels) != len(rows)):
+        raise ValueError("labels that are no float32 matrix of as many rows")
+    if not all(isinstance(facts[key], str) for key in ("detector", "digest", "resize", "source")):
+        raise ValueError("an origin that is no text")
+    size = facts["image_size"]
+    if not isinstance(size, list) or len(size) != 2 or not all(type(edge) is int and edge > 0 for edge in size):
+        raise ValueError("an image size that is no width and height")
 
 
 def _facts(path: str | os.PathLike) -> dict:
     with safetensors.safe_open(path, framework="pt") as handle:
-        return json.loads((handle.metadata() or {}).get("features", "{}"))
+        facts = parse_json((handle.metadata() or {}).get("features", "{}"))
+    return facts if isinstance(facts, dict) else {}

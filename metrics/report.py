@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from dnnlib import UserError
 from dnnlib.format import format_time
+from dnnlib.json_files import parse_json
 
 CODE_VERSION = "0.1.0"  # Of the measuring code: raise it when a figure of the same network and data would come out differently.
 
@@ -72,7 +73,7 @@ def _lines(path: pathlib.Path) -> list[dict]:
 def _parsed(text: bytes) -> dict:
     """The line that a text is, or an empty one where it is none or damaged."""
     try:
-        line = json.loads(text)
+        line = parse_json(text)
     except ValueError:
         return {}
     return line if isinstance(line, dict) else {}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib import UserError
+from dnnlib.json_files import parse_json, read_json
 
 OPTIONS_FILE = "training_options.json"
 SEED = "random_seed"
@@ -145,7 +146,7 @@ def _read_lines(path: pathlib.Path, found: dict[str, dict[int, Point]]) -> None:
     for number, text in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             kimg = int(re.search(r"snapshot-(\d+)", line["snapshot_pkl"])[1])
             values = {figure: float(value) for figure, value in line["results"].items()}
             protocol = line.get("protocol")
@@ -161,7 +162,7 @@ def _read_options(path: pathlib.Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        options = json.loads(path.read_bytes())
+        options = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); restore it, or remove it to plot the run without its settings") from error
     if not isinstance(options, dict):

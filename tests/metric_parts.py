@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from dnnlib import EasyDict
+from metrics.detectors import trust_detector
 
 RESOLUTION = 8
 
@@ -85,7 +86,9 @@ DETECTORS = (Detector, Classifier, Broken, Perceptual)
 def write_detectors(folder):
     """Writes each detector as a TorchScript file, by its name in lower case."""
     for kind in DETECTORS:
-        torch.jit.script(kind()).save(str(folder / f"{kind.__name__.lower()}.pt"))
+        path = str(folder / f"{kind.__name__.lower()}.pt")
+        torch.jit.script(kind()).save(path)
+        trust_detector(path, remember=False)
     return folder
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 import calc_metrics
 from dnnlib import UserError
+from metrics.detectors import trust_detector
 from torch_utils.checkpoint import save_networks
 from training.networks import Generator, network_record
 
@@ -39,6 +40,7 @@ def folder(tmp_path_factory):
         labels = [[f"{index:03d}.png", index % CLASSES] for index in range(COUNT)]
         archive.writestr("dataset.json", json.dumps({"labels": labels}))
     torch.jit.script(Detector()).save(str(folder / "pool.pt"))
+    trust_detector(str(folder / "pool.pt"), remember=False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         G = Generator(8, CLASSES, 8, RESOLUTION, 3, mapping_kwargs={"num_layers": 2}, synthesis_kwargs={"channel_base": 64, "channel_max": 8})

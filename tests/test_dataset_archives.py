@@ -123,7 +123,7 @@ def test_cifar_pickle_runs_nothing(tmp_path):
     batches = [python2_batch(*batch) for batch in zip(images, labels.tolist())]
     batches[2] = pickle.dumps({"data": Harm(tmp_path / "made"), "labels": []})
     source = cifar_archive(tmp_path / "cifar-10-python.tar.gz", batches)
-    refused(tmp_path, r"data_batch_3 in .* the name \w+\.open is not allowed", f"--source={source}", f"--dest={tmp_path / 'out.zip'}")
+    refused(tmp_path, r"data_batch_3 in .* it asks for \w+\.open, .* nothing of it was run", f"--source={source}", f"--dest={tmp_path / 'out.zip'}")
     assert not (tmp_path / "made").exists()
 
 

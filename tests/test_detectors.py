@@ -10,7 +10,7 @@ import torch
 
 from dnnlib import UserError, download
 from metrics import collectors, features
-from metrics.detectors import LPIPS_RESIZE, OUTPUTS, check_detector, detector_name, get_detector, torchscript
+from metrics.detectors import LPIPS_RESIZE, OUTPUTS, check_detector, detector_name, get_detector, torchscript, trust_detector
 from metrics.detectors.images import to_rgb_float, to_rgb_uint8
 
 
@@ -79,6 +79,7 @@ def random_images(*shape):
 
 def save(module, path):
     torch.jit.script(module).save(str(path))
+    trust_detector(str(path), remember=False)
     return path
 
 
@@ -181,6 +182,7 @@ def test_files_that_are_no_torchscript(tmp_path, scripts):
         archive.writestr("00000/img00000000.png", b"")
     with zipfile.ZipFile(tmp_path / "hollow.pt", "w") as archive:
         archive.writestr("net/constants.pkl", b"")
+    trust_detector(str(tmp_path / "hollow.pt"), remember=False)
     contents = {"half.pt": whole[: len(whole) // 2], "text.pt": b"no script", "empty.pt": b"", "net.pkl": pickle.dumps({"G": 1})}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)

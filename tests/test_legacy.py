@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 
 import legacy as legacy_command
+from bench.fuzz_samples import Call, emit, pickled
 from dnnlib import UserError
 from torch_utils.checkpoint import read_networks
 from torch_utils.legacy import read_pickle
@@ -35,42 +36,6 @@ class Hostile:
 
 
 HOSTILE_BYTES = pickle.dumps({"G": Hostile(), "D": 1})
-
-
-class Call:
-    """In a hand-written pickle: the call of a named global."""
-
-    def __init__(self, name, *args):
-        self.module, _, self.name = name.rpartition(".")
-        self.args = args
-
-
-def emit(value):
-    """Pickle opcodes (protocol 2) of plain data and calls, as older writers lay them out."""
-    if isinstance(value, Call):
-        return b"c" + f"{value.module}\n{value.name}\n".encode() + emit(tuple(value.args)) + b"R"
-    if value is None:
-        return b"N"
-    if isinstance(value, bool):
-        return b"\x88" if value else b"\x89"
-    if isinstance(value, int):
-        return b"J" + struct.pack("<i", value)
-    if isinstance(value, float):
-        return b"G" + struct.pack(">d", value)
-    if isinstance(value, str):
-        return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-    if isinstance(value, bytes):
-        return b"B" + struct.pack("<I", len(value)) + value
-    if isinstance(value, list):
-        return b"](" + b"".join(map(emit, value)) + b"e"
-    if isinstance(value, tuple):
-        return b"(" + b"".join(map(emit, value)) + b"t"
-    assert isinstance(value, dict), value
-    return b"}(" + b"".join(emit(key) + emit(entry) for key, entry in value.items()) + b"u"
-
-
-def pickled(value):
-    return b"\x80\x02" + emit(value) + b"."
 
 
 def tensor(values, size=None, stride=None, offset=0):

@@ -7,6 +7,7 @@ import re
 import torch
 from image_sets import pngs, write_zip
 
+from metrics.detectors import trust_detector
 from training import config
 from training.dataset import ImageFolderDataset
 from training.options import Options
@@ -42,6 +43,7 @@ def write_data(path, count=60, size=8, mode="RGB"):
 def write_detector(path, kind=PoolDetector):
     """A TorchScript detector. Returns its path as text."""
     torch.jit.script(kind()).save(str(path))
+    trust_detector(str(path), remember=False)
     return str(path)
 
 

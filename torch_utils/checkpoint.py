@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,11 +21,16 @@ import safetensors.torch
 import torch
 
 from dnnlib import UserError, atomic_path
+from dnnlib.json_files import parse_json
+from torch_utils.safe_pickle import RefusedPickle
+from torch_utils.torch_files import check_archive
 
 FORMAT_NAME = "pairing-gan-networks"
 FORMAT_VERSION = 1
 # One key only: safetensors writes several metadata keys in a random order, and the same networks should give the same bytes.
 METADATA_KEY = "pairing_gan"
+MAX_TENSORS, MAX_NETWORKS = 10_000, 16  # of one file; the largest networks have some 300 tensors each
+NUMBER_TYPES = frozenset(["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"])
 
 
 @dataclasses.dataclass
@@ -80,8 +84,7 @@ def read_networks(path: str | os.PathLike) -> tuple[dict[str, NetworkRecord], di
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            # Cloned, because the originals are windows into the mapped file, which may be replaced or cut short later.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dictionary)
+            tensors = read_tensors(file)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
@@ -90,6 +93,21 @@ def read_networks(path: str | os.PathLike) -> tuple[dict[str, NetworkRecord], di
     if description["digest"] != tensors_digest(tensors):
         raise UserError(f"{path} is damaged: its weights do not match the digest written with them; use another snapshot or a fresh copy")
     return _split_records(path, description["networks"], tensors), description["meta"]
+
+
+def read_tensors(file: Any) -> dict[str, torch.Tensor]:
+    """The tensors of an opened safetensors file, in memory of their own.
+
+    Raises:
+        safetensors.SafetensorError: so many tensors, or such types of numbers, as no file of this project has.
+    """
+    names = list(file.keys())
+    if len(names) > MAX_TENSORS:
+        raise safetensors.SafetensorError(f"{len(names):,} tensors")
+    if odd := [name for name in names if file.get_slice(name).get_dtype() not in NUMBER_TYPES]:
+        raise safetensors.SafetensorError(f"a tensor of type {file.get_slice(odd[0]).get_dtype()}")
+    # Cloned, because the originals are windows into the mapped file, which may be replaced or cut short later.
+    return {name: file.get_tensor(name).clone() for name in names}
 
 
 def save_state(path: str | os.PathLike, state: Mapping[str, Any]) -> None:
@@ -120,14 +138,12 @@ def load_state(path: str | os.PathLike, device: str | torch.device = "cpu") -> d
     """
     path = _existing_file(path)
     try:
-        # torch writes a checksum for every entry of the archive but does not look at it when it reads.
-        with zipfile.ZipFile(path) as archive:
-            intact = archive.testzip() is None
-        if not intact:
-            raise UserError(f"{path} is damaged: its contents do not match their checksums; use another training state or a fresh copy")
+        check_archive(path)
         state = torch.load(path, map_location=device, weights_only=True)
-    except (UserError, torch.OutOfMemoryError):
+    except torch.OutOfMemoryError:
         raise
+    except RefusedPickle as error:
+        raise UserError(f"{path} {error}; use another training state or a fresh copy") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the decoder raises a dozen types on damaged bytes; all mean the same to the user
@@ -165,13 +181,13 @@ def _parse_description(path: pathlib.Path, metadata: Mapping[str, str]) -> dict[
     if METADATA_KEY not in metadata:
         raise UserError(f"{path} is a safetensors file without the description of networks that this project's snapshots carry")
     try:
-        description = json.loads(metadata[METADATA_KEY])
-    except (ValueError, RecursionError) as error:
+        description = parse_json(metadata[METADATA_KEY])
+    except ValueError as error:
         raise UserError(f"{path} is damaged: its description of networks is not JSON") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT_NAME:
         raise UserError(f"{path} describes another format than {FORMAT_NAME}; a network snapshot of this project is expected")
     if description.get("version") != FORMAT_VERSION:
-        raise UserError(f"{path} has format version {description.get('version')}; this code reads version {FORMAT_VERSION}")
+        raise UserError(f"{path} has format version {str(description.get('version'))[:40]}; this code reads version {FORMAT_VERSION}")
     if not isinstance(description.get("networks"), dict) or not isinstance(description.get("meta"), dict) or "digest" not in description:
         raise UserError(f"{path} is damaged: its description of networks is incomplete")
     return description
@@ -180,15 +196,17 @@ def _parse_description(path: pathlib.Path, metadata: Mapping[str, str]) -> dict[
 def _split_records(path: pathlib.Path, networks: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, NetworkRecord]:
     """One record per described network; every tensor must belong to one of them."""
     records: dict[str, NetworkRecord] = {}
+    if len(networks) > MAX_NETWORKS:
+        raise UserError(f"{path} describes {len(networks):,} networks; a snapshot has at most {MAX_NETWORKS}")
     for name, entry in networks.items():
         valid = isinstance(entry, dict) and isinstance(entry.get("class_name"), str) and isinstance(entry.get("kwargs"), dict)
         if not valid:
-            raise UserError(f"{path} is damaged: its description of network {name!r} lacks the class name or the constructor arguments")
+            raise UserError(f"{path} is damaged: its description of network {name[:100]!r} lacks the class name or the constructor arguments")
         records[name] = NetworkRecord(entry["class_name"], entry["kwargs"], {})
     for key, tensor in tensors.items():
         name, _, tensor_name = key.partition(".")
         if name not in records or not tensor_name:
-            raise UserError(f"{path} is damaged: tensor {key!r} belongs to none of its networks ({', '.join(records) or 'none'})")
+            raise UserError(f"{path} is damaged: tensor {key[:100]!r} belongs to none of its networks")
         records[name].tensors[tensor_name] = tensor
     return records
 

@@ -8,7 +8,6 @@ module knows no network class; training.networks builds modules from the records
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import os
 import pathlib
@@ -21,6 +20,7 @@ import torch
 from dnnlib import UserError
 from torch_utils.checkpoint import NetworkRecord
 from torch_utils.safe_pickle import PickleMachine, RefusedPickle
+from torch_utils.torch_files import read_storage
 
 MAX_DEPTH = 32
 MAX_ENTRIES = 200_000
@@ -71,18 +71,6 @@ _ALLOWED = {
     "epilogue_kwargs": frozenset(["mbstd_group_size", "mbstd_num_channels", "activation"]),
 }
 _DTYPES = frozenset(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"])
-_TENSOR_DTYPES = (
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.bool,
-)
 
 
 def read_pickle(source: str | os.PathLike | bytes) -> tuple[dict[str, NetworkRecord], dict[str, Any]]:
@@ -196,19 +184,16 @@ class _Builders:
         }
 
     def storage(self, data: Any) -> _Storage:
-        """The stored memory, decoded by torch's loader of plain tensors."""
+        """The stored memory."""
         if not isinstance(data, bytes):
             raise RefusedPickle("holds a tensor without its bytes")
         self._storage_budget -= len(data)
         if self._storage_budget < 0:
             raise RefusedPickle("unfolds the same bytes into more tensors than it is long")
         try:
-            typed = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:  # the decoder raises a dozen types on damaged bytes; all mean the same to the user
-            raise RefusedPickle("holds a tensor whose bytes are damaged or hold something else") from error
-        if not isinstance(typed, torch.TypedStorage) or typed.dtype not in _TENSOR_DTYPES:
-            raise RefusedPickle("holds something else where a tensor's memory belongs")
-        return _Storage(torch.empty(0, dtype=typed.dtype).set_(typed))
+            return _Storage(read_storage(data))
+        except RefusedPickle as error:
+            raise RefusedPickle(f"holds a tensor whose bytes are damaged or hold something else: that {error}") from error
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch.Tensor:
         """A tensor with its own contiguous memory."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import IO, Any
 
 MAX_OPERATIONS = 2_000_000  # the largest public network files need some 30,000
 
@@ -28,6 +28,8 @@ _LITERALS = frozenset(
         "BINUNICODE",
         "SHORT_BINUNICODE",
         "BINUNICODE8",
+        "BINSTRING",  # Python 2's bytes, given as text of the same codes
+        "SHORT_BINSTRING",
         "BINBYTES",
         "SHORT_BINBYTES",
         "BINBYTES8",
@@ -58,23 +60,25 @@ class GlobalName:
 
 
 class PickleMachine:
-    """Reads one pickle (protocols 2 to 5) with the given builders.
+    """Reads pickles (protocols 2 to 5) with the given builders.
 
     Args:
         builders: "module.name" -> function that receives the call's positional arguments and returns inert data. An object
             with a method `set_state(state)` accepts the pickle's BUILD; nothing else does.
-        max_operations: how many opcodes the file may hold.
+        persistent: receives what the file gives as the name of an object outside of the pickle, and returns inert data; None refuses such names.
+        max_operations: how many opcodes a pickle may hold.
     """
 
-    def __init__(self, builders: Mapping[str, Builder], max_operations: int = MAX_OPERATIONS) -> None:
+    def __init__(self, builders: Mapping[str, Builder], persistent: Builder | None = None, max_operations: int = MAX_OPERATIONS) -> None:
         self._builders = builders
+        self._persistent = persistent
         self._max_operations = max_operations
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
 
-    def load(self, data: bytes) -> Any:
-        """The object that the pickle describes.
+    def load(self, data: bytes | IO[bytes]) -> Any:
+        """The object that the pickle describes; of a stream, the pickle that begins where it stands, and it is left behind that.
 
         Raises:
             RefusedPickle: see the class.
@@ -149,8 +153,8 @@ class PickleMachine:
         self._top(set).update(_checked_key(item) for item in items)
 
     def _top(self, kind: type) -> Any:
-        """The object on top of the stack, which must be exactly a list, dict or set."""
-        if type(self._stack[-1]) is not kind:
+        """The object on top of the stack, which must be a list, dict or set."""
+        if not isinstance(self._stack[-1], kind):
             raise RefusedPickle(f"fills a {type(self._stack[-1]).__name__} as if it were a {kind.__name__}")
         return self._stack[-1]
 
@@ -188,6 +192,11 @@ class PickleMachine:
         except TypeError as error:
             raise RefusedPickle(f"calls {function.name} with arguments that do not fit") from error
 
+    def _persistent_object(self, _: Any) -> None:
+        if self._persistent is None:
+            raise RefusedPickle("refers to something outside of it")
+        self._stack.append(self._persistent(self._stack.pop()))
+
     def _build(self, _: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if not hasattr(target, "set_state"):
@@ -213,6 +222,7 @@ _HANDLERS: dict[str, Callable[[PickleMachine, Any], None]] = {
     "REDUCE": PickleMachine._call,
     "NEWOBJ": PickleMachine._call,
     "BUILD": PickleMachine._build,
+    "BINPERSID": PickleMachine._persistent_object,
 }
 
 

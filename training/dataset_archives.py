@@ -4,16 +4,18 @@ Folders, zips, LMDB and the choice of a reader are in dataset_sources.py."""
 from __future__ import annotations
 
 import gzip
-import io
+import math
 import pathlib
-import pickle
 import struct
 import tarfile
 import zlib
+from collections.abc import Sequence
+from typing import IO
 
 import numpy as np
 
 from dnnlib import UserError
+from torch_utils.safe_pickle import PickleMachine, RefusedPickle
 
 CIFAR_BATCHES = [f"cifar-10-batches-py/data_batch_{index}" for index in range(1, 6)]
 CIFAR_SHAPE = (3, 32, 32)
@@ -23,7 +25,11 @@ MNIST_EDGE = 28
 MNIST_PADDING = 2
 DIGIT_LEVELS = 16
 ARCHIVE_ERRORS = (OSError, EOFError, zlib.error, tarfile.TarError)
-PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error, MemoryError)
+LAYOUT_ERRORS = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
+CIFAR_BATCH_BYTES = 1 << 26  # a batch has 31 million
+CIFAR_ARCHIVE_BYTES = 1 << 28  # unpacked it has 186 million
+IDX_BYTES = 1 << 30  # the largest of MNIST's relatives (EMNIST by class) has 547 million
+DEFLATE_RATIO = 1032  # the most that deflate can make of a byte
 
 
 def is_cifar_name(path: pathlib.Path) -> bool:
@@ -45,8 +51,9 @@ class _PickledDtype:
     def __init__(self, code: str = "", *_flags):
         self.code = code
 
-    def __setstate__(self, state):
-        self.layout = state  # byte order and alignment, which mean nothing for single bytes
+    def set_state(self, state):
+        """Takes byte order and alignment, which mean nothing for single bytes."""
+        self.layout = state
 
 
 class _PickledArray:
@@ -55,35 +62,26 @@ class _PickledArray:
     def __init__(self, *_placeholder):
         self.values: np.ndarray | None = None
 
-    def __setstate__(self, state):
+    def set_state(self, state):
+        """Takes the array out of numpy's state tuple."""
         _version, shape, dtype, is_fortran, data = state
         if not isinstance(dtype, _PickledDtype) or dtype.code != "u1" or is_fortran:
-            raise pickle.UnpicklingError("an array that does not hold bytes in C order")
+            raise RefusedPickle("holds an array that is not one of bytes in C order")
         data = data.encode("latin1") if isinstance(data, str) else data
         self.values = np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 
-class _ArrayType:
-    """Stands for numpy.ndarray, which array pickles pass about but which is never needed here."""
+def _encoded(text: str, _encoding: str = "latin1") -> bytes:
+    return text.encode("latin1")
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads dictionaries, lists, strings, bytes, numbers and byte arrays. Every other name in the pickle is refused."""
-
-    ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
-        ("numpy._core.multiarray", "_reconstruct"): _PickledArray,
-        ("numpy", "ndarray"): _ArrayType,
-        ("numpy", "dtype"): _PickledDtype,
-        ("_codecs", "encode"): lambda text, _encoding="latin1": text.encode("latin1"),
-    }
-
-    def find_class(self, module: str, name: str):
-        """The harmless stand-in of an allowed name."""
-        try:
-            return self.ALLOWED[module, name]
-        except KeyError as error:
-            raise pickle.UnpicklingError(f"the name {module}.{name} is not allowed") from error
+_BUILDERS = {
+    "numpy.core.multiarray._reconstruct": _PickledArray,
+    "numpy._core.multiarray._reconstruct": _PickledArray,
+    "numpy.ndarray": lambda: None,  # which array pickles pass about but which is never needed here
+    "numpy.dtype": _PickledDtype,
+    "_codecs.encode": _encoded,
+}
 
 
 def read_cifar_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -93,11 +91,13 @@ def read_cifar_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
         UserError: the pickle is damaged, holds something else, or names code to be run (nothing of it is run).
     """
     try:
-        batch = _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
+        batch = PickleMachine(_BUILDERS).load(data)
         pixels, labels = batch["data"].values, np.array(batch["labels"], dtype=np.int64)
         images = pixels.reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1)
-    except PICKLE_ERRORS as error:
-        raise UserError(f"{where} is not a batch of CIFAR-10: {error}") from error
+    except RefusedPickle as error:
+        raise UserError(f"{where} is not a batch of CIFAR-10: it {error}; nothing of it was run") from error
+    except LAYOUT_ERRORS as error:
+        raise UserError(f"{where} is not a batch of CIFAR-10: its layout is unknown ({type(error).__name__}: {error})") from error
     if labels.shape != images.shape[:1] or not ((labels >= 0) & (labels < 10)).all():
         raise UserError(f"{where} is not a batch of CIFAR-10: {len(images)} images need as many labels from 0 to 9")
     return np.ascontiguousarray(images), labels
@@ -109,19 +109,39 @@ def read_cifar10(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: the archive is torn or holds something else.
     """
-    batches = []
+    batches = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            members = {member.name.removeprefix("./"): member for member in archive if member.isfile()}
-            absent = [name for name in CIFAR_BATCHES if name not in members]
-            if absent:
-                raise UserError(f"{path} is not CIFAR-10's Python archive: it lacks {absent[0]}")
-            for name in CIFAR_BATCHES:
-                batches.append(read_cifar_batch(archive.extractfile(members[name]).read(), f"{name} in {path}"))
+        # As a stream, from first to last: what is skipped is unpacked too, and the bound holds for all of it.
+        with gzip.open(path) as packed, tarfile.open(fileobj=_Bounded(packed, CIFAR_ARCHIVE_BYTES), mode="r|") as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                if name not in CIFAR_BATCHES or not member.isfile():
+                    continue
+                if member.size > CIFAR_BATCH_BYTES:
+                    raise UserError(f"{path} is not CIFAR-10's Python archive: its {name} has {member.size:,} bytes")
+                batches[name] = read_cifar_batch(archive.extractfile(member).read(), f"{name} in {path}")
     except ARCHIVE_ERRORS as error:
         raise UserError(f"{path} is not a whole .tar.gz ({error}); fetch it again") from error
-    images, labels = (np.concatenate(parts) for parts in zip(*batches))
+    absent = [name for name in CIFAR_BATCHES if name not in batches]
+    if absent:
+        raise UserError(f"{path} is not CIFAR-10's Python archive: it lacks {absent[0]}")
+    images, labels = (np.concatenate(parts) for parts in zip(*(batches[name] for name in CIFAR_BATCHES)))
     return images, labels
+
+
+class _Bounded:
+    """The reading end of a stream that may give so many bytes and no more."""
+
+    def __init__(self, stream: IO[bytes], max_bytes: int):
+        self._stream, self._left = stream, max_bytes
+
+    def read(self, size: int) -> bytes:
+        """As of any file. Raises tarfile.ReadError where more than the bound would be read."""
+        data = self._stream.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise tarfile.ReadError("it unpacks to more than such an archive holds")
+        return data
 
 
 # MNIST.
@@ -129,19 +149,28 @@ def read_cifar10(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
 def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
     """A gzipped idx file of unsigned bytes as an array of `dimensions` dimensions. Raises UserError if it is torn or something else."""
+    header = 4 + 4 * dimensions
     try:
-        data = gzip.decompress(path.read_bytes())
+        with gzip.open(path) as packed:
+            start = packed.read(header)
+            if len(start) < header or start[:4] != bytes([0, 0, 8, dimensions]):
+                raise UserError(f"{path} is not an idx file of bytes in {dimensions} dimension(s)")
+            shape = struct.unpack(f">{dimensions}I", start[4:])
+            count = math.prod(shape)
+            if count > min(IDX_BYTES, DEFLATE_RATIO * path.stat().st_size):
+                raise UserError(f"{path} is torn: its header announces {_product(shape)} bytes, far more than a file of its length can hold")
+            data = packed.read(count + 1)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; MNIST's labels must lie beside its images (or give --labels=none)") from error
     except ARCHIVE_ERRORS as error:
         raise UserError(f"{path} is not a whole .gz ({error}); fetch it again") from error
-    header = 4 + 4 * dimensions
-    if len(data) < header or data[:4] != bytes([0, 0, 8, dimensions]):
-        raise UserError(f"{path} is not an idx file of bytes in {dimensions} dimension(s)")
-    shape = struct.unpack(f">{dimensions}I", data[4:header])
-    if len(data) - header != int(np.prod(shape, dtype=object)):
-        raise UserError(f"{path} is torn: its header announces {'x'.join(map(str, shape))} bytes, {len(data) - header} follow")
-    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
+    if len(data) != count:
+        raise UserError(f"{path} is torn: its header announces {_product(shape)} bytes, {'more' if len(data) > count else len(data)} follow")
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def _product(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def read_mnist(path: pathlib.Path, with_labels: bool) -> tuple[np.ndarray, np.ndarray | None]:

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from dnnlib import UserError
 from training.dataset_labels import LABEL_FILE, label_array, match_labels, read_label_table
@@ -103,7 +104,7 @@ def _check_labels(store: FolderStore | ZipStore, names: list[str], report: Check
             return
         for name in names:
             label = table.get(name)
-            report.labels["(none)" if label is None else "(vector)" if isinstance(label, list) else str(label)] += 1
+            report.labels[_label_name(label)] += 1
         label_array(match_labels(names, table, names, where), where)
     except UserError as error:
         report.problems.append(str(error))
@@ -121,6 +122,13 @@ def format_report(report: CheckReport) -> str:
     lines += ["", *(f"problem: {text}" for text in report.problems), *(f"note: {text}" for text in report.notes)]
     lines.append("This set can be trained on." if not report.problems else "This set cannot be trained on as it is.")
     return "\n".join(lines)
+
+
+def _label_name(label: Any) -> str:
+    """How the table calls a label: numbers as they are, of others the kind."""
+    if isinstance(label, int | float):
+        return str(label)
+    return "(none)" if label is None else "(vector)" if isinstance(label, list) else "(other)"
 
 
 def _label_order(row: tuple[str, int]) -> tuple:

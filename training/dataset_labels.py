@@ -3,30 +3,35 @@ Labels from sub-folders, which only the conversion tool knows, live in dataset_s
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from dnnlib import UserError
+from dnnlib.json_files import parse_json
 from training.image_store import FolderStore, ZipStore, normal_name
 
 LABEL_FILE = "dataset.json"
 FIRST_NAMES = 3
+MAX_CLASSES = 100_000  # labels become vectors of so many numbers
+SPARSE_CLASSES = 10_000  # class numbers up to here need not be in proportion to the number of images
+MAX_BYTES_PER_FILE = 1 << 16  # of dataset.json: room for the path of a file and a vector of thousands of numbers
 
 
 def read_label_table(store: FolderStore | ZipStore) -> dict[str, int | list] | None:
     """The labels in dataset.json by normalised file name; None without such a file or where its labels are null.
 
     Raises:
-        UserError: the file is not of the form {"labels": [[name, label], ...]}.
+        UserError: the file is not of the form {"labels": [[name, label], ...]}, or far too long for so many images.
     """
     if LABEL_FILE not in store.names:
         return None
     where = store.where(LABEL_FILE)
     try:
-        content = json.loads(store.read(LABEL_FILE).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        size = MAX_BYTES_PER_FILE * (len(store.names) + 16)
+        content = parse_json(store.read(LABEL_FILE, size).decode("utf-8"), size)
+    except ValueError as error:
         raise UserError(f"{where} is not a JSON file: {error}") from error
     entries = content.get("labels", "nothing") if isinstance(content, dict) else "nothing"
     if entries is None:
@@ -62,22 +67,30 @@ def label_array(labels: Sequence[int | list], where: str) -> np.ndarray:
     """Labels as one array: int64 [N] of classes, or float32 [N, D] of vectors.
 
     Raises:
-        UserError: labels are neither all class numbers >= 0 nor all vectors of one length.
+        UserError: labels are neither all class numbers >= 0 nor all vectors of one length, or a class number is far beyond the number of images.
     """
     wanted = "either class numbers from 0 or vectors of one length"
-    try:
-        array = np.array(labels)
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"{where} mixes labels of several kinds or lengths; it must hold {wanted}") from error
-    if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or array.size == 0:
-        raise UserError(f"{where} holds labels such as {str(labels[0])[:40]!r}; it must hold {wanted}")
+    lengths = {len(label) if isinstance(label, list) else 0 for label in labels}
+    if len(lengths) > 1:
+        raise UserError(f"{where} mixes labels of several kinds or lengths; it must hold {wanted}")
+    numbers = labels if lengths == {0} else itertools.chain.from_iterable(labels)
+    # Before numpy sees them, which would give every label the room of the longest text.
+    if not labels or not {int, float}.issuperset(map(type, numbers)):
+        raise UserError(f"{where} holds labels such as {str(labels[0] if labels else labels)[:40]!r}; it must hold {wanted}")
+    array = np.array(labels)
+    if array.dtype.kind not in "iuf":  # a number beyond 64 bits
+        raise UserError(f"{where} holds a label of more than 64 bits; it must hold {wanted}")
     if array.ndim == 2:
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise UserError(f"{where} holds label vectors that are not finite; it must hold {wanted}")
-        return array.astype(np.float32)
+        return array
     odd = np.flatnonzero((array < 0) | (array != np.floor(array)) | ~np.isfinite(array))
     if odd.size:
         raise UserError(f"{where} holds the label {labels[odd[0]]}; it must hold {wanted}")
+    if array.max() >= min(max(SPARSE_CLASSES, len(labels)), MAX_CLASSES):
+        raise UserError(f"{where} holds the label {labels[array.argmax()]} for {len(labels)} images; number the classes from 0 on")
     return array.astype(np.int64)
 
 

@@ -7,12 +7,13 @@ are to be compared are read by `metrics.runs`, which refuses such lines.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
+
+from dnnlib.json_files import read_json_lines
 
 STATS_FILE = "stats.jsonl"
 KIMG, TICK = "Progress/kimg", "Progress/tick"
@@ -34,19 +35,12 @@ class History:
     signals: dict[str, list[tuple[float, float]]]
 
 
-def read_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """The lines of a .jsonl file that are whole tables; none where there is no file."""
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file that are whole tables; none where there is no file, or none that can be read."""
     try:
-        texts = path.read_bytes().splitlines()
-    except OSError:
-        return
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict):
-            yield line
+        return read_json_lines(path)
+    except (OSError, ValueError):
+        return []
 
 
 def read_history(run: pathlib.Path) -> History:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+import stat
 import struct
 import threading
 import zipfile
@@ -20,7 +21,27 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".
 # A fixed list, because PIL's own includes formats that start external programs.
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "TGA")
 CHANNELS_OF_MODE = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
-READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
+# What zipfile and PIL raise on damaged bytes.
+READ_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+MAX_FILE_BYTES = 1 << 29  # of one image file; what an uncompressed picture of PIL's largest size needs
+MAX_PIXELS = 1 << 26  # of an image to train on: 8192 x 8192; PIL itself refuses sources from 179 million on
+DEFLATE_RATIO = 1032  # the most that deflate can make of a byte
+PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+LOCAL_HEADER_BYTES = 30
 CHANGED = "has changed since this process began to read the data set; bring back what it held, and give the same command again"
 
 
@@ -49,14 +70,20 @@ class FolderStore:
     def _cannot_list(self, error: OSError) -> None:
         raise UserError(f"cannot list the folder {error.filename}: {error.strerror}")
 
-    def read(self, name: str) -> bytes:
-        """The bytes of one file. Raises UserError if it cannot be read."""
+    def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """The bytes of one file. Raises UserError if it cannot be read, is no regular file, or is longer than `max_bytes`."""
+        path = self.path / name
         try:
-            data = (self.path / name).read_bytes()
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+                raise UserError(f"cannot read {path}: it is no regular file")
+            if status.st_size > max_bytes:
+                raise UserError(f"{path} has {status.st_size:,} bytes; at most {max_bytes:,} are read")
+            data = path.read_bytes()
         except OSError as error:
-            raise UserError(f"cannot read {self.path / name}: {error.strerror or error}") from error
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         if name in self._known and self._known[name] != _checksum(data):
-            raise UserError(f"{self.path / name} {CHANGED}")
+            raise UserError(f"{path} {CHANGED}")
         return data
 
     def checksums(self, names: list[str]) -> list[tuple[int, int]]:
@@ -79,10 +106,14 @@ class FolderStore:
 
 
 class ZipStore:
-    """The files in a zip, stored or compressed. It is opened anew in every process, so data-loader workers never share a file position.
+    """The files in a zip, stored or deflated. It is opened anew in every process, so data-loader workers never share a file position.
+
+    What its directory says is checked at opening: no member is longer than its packed bytes can hold, and no two share bytes. Reading a member
+    takes no more memory than the directory announces.
 
     Raises:
-        UserError: no whole zip file, an encrypted one, or one with names that point outside of it.
+        UserError: no whole zip file, an encrypted one, one with names that point outside of it, links or two files of one name, or one
+            whose directory lies about sizes.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -92,10 +123,15 @@ class ZipStore:
         self._lock = threading.Lock()
         self._members = {}
         self._stamp = _stamp(self.path)
-        for info in self._open().infolist():
+        infos = self._open().infolist()
+        for info in infos:
             name = self._checked_name(info)
-            if not info.is_dir() and not any(_is_hidden(part) for part in name.split("/")):
-                self._members[name] = info.filename
+            if info.is_dir() or any(_is_hidden(part) for part in name.split("/")):
+                continue
+            if name in self._members:
+                raise UserError(f"{self.path} holds two files named {name!r}; create it again")
+            self._members[name] = info.filename
+        self._check_places(infos)
         self.names = sorted(self._members)
 
     def _checked_name(self, info: zipfile.ZipInfo) -> str:
@@ -105,7 +141,22 @@ class ZipStore:
             raise UserError(f"{self.path} is refused: its member {info.filename!r} points outside of the zip")
         if info.flag_bits & 1:
             raise UserError(f"{self.path} is encrypted (member {info.filename!r}); a zip without password is needed")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise UserError(f"{self.path} is refused: its member {info.filename!r} is a symbolic link; zip the files themselves")
+        if info.compress_type not in PLAIN_METHODS:
+            raise UserError(f"{self.path} is compressed by a method other than deflate (member {info.filename!r}); create it again with that one")
+        most = info.compress_size * (1 if info.compress_type == zipfile.ZIP_STORED else DEFLATE_RATIO)
+        if info.file_size > most:
+            raise UserError(f"{self.path} is refused: its member {info.filename!r} claims more than {info.compress_size:,} packed bytes can hold")
         return name
+
+    def _check_places(self, infos: list[zipfile.ZipInfo]) -> None:
+        """Refuses members that share bytes: a few kilobytes could stand for terabytes that way."""
+        end = 0
+        for start, length, name in sorted((info.header_offset, LOCAL_HEADER_BYTES + info.compress_size, info.filename) for info in infos):
+            if start < end:
+                raise UserError(f"{self.path} is refused: its member {name!r} overlaps the one before it")
+            end = start + length
 
     def _open(self) -> zipfile.ZipFile:
         with self._lock:
@@ -118,10 +169,16 @@ class ZipStore:
                 self._owner = os.getpid()
             return self._zip
 
-    def read(self, name: str) -> bytes:
-        """The bytes of one file, its CRC checked. Raises UserError if it cannot be read whole."""
+    def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """The bytes of one file, its CRC checked. Raises UserError if it cannot be read whole, or is longer than `max_bytes`."""
         try:
-            return self._open().read(self._members[name])
+            archive = self._open()
+            info = archive.getinfo(self._members[name])
+            if info.file_size > max_bytes:
+                raise UserError(f"{self.where(name)} has {info.file_size:,} bytes; at most {max_bytes:,} are read")
+            with archive.open(info) as member:
+                # A number, since without one zipfile inflates all that is there before it looks at the size.
+                return member.read(info.file_size)
         except READ_ERRORS as error:
             raise UserError(f"cannot read {self.where(name)}: {_reason(error)}") from error
 
@@ -209,9 +266,11 @@ def decode_array(data: bytes, where: str) -> np.ndarray:
     """The pixels of an image file as uint8 [C, H, W], C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.
 
     Raises:
-        UserError: no image, a torn one, or another colour mode.
+        UserError: no image, a torn one, one of more than MAX_PIXELS pixels, or another colour mode.
     """
     image = open_image(data, where)
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(f"{where} is {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} pixels are read for training")
     if image.mode not in CHANNELS_OF_MODE:
         raise UserError(f"{where} has colour mode {image.mode}, not grey or RGB with or without alpha; convert the set with dataset_tool.py")
     load_pixels(image, where)

@@ -79,6 +79,7 @@ class Options:
     keep: int = _general(0, click.IntRange(min=0), "snapshots to keep besides the best; 0: all")
     best: str | None = _general(None, str, "metric that tells the best snapshot, or a figure such as prdc50k3_coverage", shown="the first metric")
     detector: str | None = _general(None, str, "detector of all metrics: inception, vgg16, embedded or a TorchScript file", shown="each metric's own")
+    trust_detector: bool = _general(False, None, "run the file of --detector, now and later: TorchScript is a program", flag=True)
     metric_seed: int = _general(0, click.IntRange(min=0, max=MAX_SEED), "random seed of the metrics")
     rank_timeout: float = _general(40.0, WEIGHT, "seconds after which all ranks end because one is stuck (silent: half of that); 0: wait for ever")
     wandb: str | None = _general(None, str, "project of Weights & Biases to report to as well; needs the package wandb", shown="-")

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +24,7 @@ from training.networks import Generator
 from training.perceptual import PerceptualDistance
 
 MEAN_SEED = 123  # of the latents that mean and spread of w are estimated with, as in StyleGAN2-ADA
+MAX_FILE_BYTES = 1 << 28
 MEAN_BATCH = 1000
 SMALLEST_NOISE = 8  # noise images are not averaged down below this edge
 
@@ -168,3 +172,37 @@ def _renormalize(noises: list[torch.Tensor]) -> None:
     for noise in noises:
         noise -= noise.mean()
         noise *= noise.square().mean().rsqrt()
+
+
+def read_projection(path: str, G: Generator) -> torch.Tensor:
+    """The w of a projection that projector.py wrote, [N, num_ws, w_dim]; `path` is that of --projected-w.
+
+    Raises:
+        UserError: no such file, or one that holds something else or not the w of such a network.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            w = _read_array(archive, "w.npy")
+    except OSError as error:
+        raise UserError(f"--projected-w={path} cannot be read: {error.strerror or 'not an .npz file'}") from error
+    except (ValueError, LookupError, TypeError, EOFError, RuntimeError, SyntaxError, tokenize.TokenError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"--projected-w={path} is not an .npz file with an array named w") from error
+    expected = (G.num_ws, G.w_dim)
+    if w.dtype.kind not in "fiu" or w.ndim != 3 or w.shape[1:] != expected or len(w) == 0:
+        raise UserError(
+            f"--projected-w={path} holds w of shape {list(w.shape)} and type {w.dtype}; this network takes numbers [N, {expected[0]}, {expected[1]}]"
+        )
+    return torch.from_numpy(w.astype(np.float32))
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of an .npz, after a look at its header: numpy makes room for whatever that announces."""
+    info = archive.getinfo(name)
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(member)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - member.tell() or info.file_size > MAX_FILE_BYTES:
+            raise ValueError("an array of another length than it says")
+    with archive.open(info) as member:
+        return np.lib.format.read_array(member, allow_pickle=False)

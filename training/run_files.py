@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 
 from dnnlib import EasyDict, UserError, atomic_write_text
+from dnnlib.json_files import read_json
 from metrics.report import has_line, lines_path
 from metrics.runs import LOWER_IS_BETTER
 from torch_utils import checkpoint
@@ -107,14 +108,15 @@ class RunDir:
         """An existing run folder and its options. Raises UserError if there is none or its options are damaged."""
         run = cls(path)
         try:
-            args = as_easydict(json.loads((run.path / OPTIONS_FILE).read_text(encoding="utf-8")))
+            args = as_easydict(read_json(run.path / OPTIONS_FILE))
         except OSError as error:
             raise UserError(f"--continue-run={path}: no {OPTIONS_FILE} there ({error.strerror}), give the folder of a run") from error
         except ValueError as error:
             raise UserError(f"--continue-run={path}: {OPTIONS_FILE} is damaged: {error}") from error
-        missing = [key for key in ("training_set_kwargs", "G_kwargs", "loss_kwargs", "total_kimg", "device") if key not in args]
+        needed = {"training_set_kwargs": dict, "G_kwargs": dict, "loss_kwargs": dict, "total_kimg": int, "device": str}
+        missing = [key for key, kind in needed.items() if not isinstance(args, dict) or not isinstance(args.get(key), kind)]
         if missing:
-            raise UserError(f"--continue-run={path}: {OPTIONS_FILE} is of another program, it has no {missing[0]!r}")
+            raise UserError(f"--continue-run={path}: {OPTIONS_FILE} is of another program, it has no usable {missing[0]!r}")
         return run, args
 
     def __truediv__(self, name: str) -> pathlib.Path:

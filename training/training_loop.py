@@ -100,7 +100,7 @@ class Trainer:
             self.state.load_state_dict(saved["training"])
             self.loader.load_state_dict(saved["loader"])
             self.progress.load_state_dict(saved["progress"][rank()])
-        except (KeyError, RuntimeError, ValueError, IndexError) as error:
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"--continue-run={self.run.path}: the training state does not fit the options of the run: {reason}") from error
 

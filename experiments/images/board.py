@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from dnnlib.format import format_time
+from dnnlib.json_files import read_json_lines
 from experiments.images.plan import PlannedRun
 from experiments.images.run_state import run_folders
 
@@ -123,8 +123,8 @@ def progress(run: PlannedRun) -> str:
 
 def _last_line(path: pathlib.Path) -> dict | None:
     try:
-        *_, last = path.read_bytes().removesuffix(b"\n").split(b"\n")
-        line = json.loads(last)
-        return line if "Progress/kimg" in line and "Timing/sec_per_kimg" in line else None
-    except (OSError, ValueError):
+        last = read_json_lines(path)[-1]
+        known = all(isinstance(last[name]["mean"], int | float) for name in ("Progress/kimg", "Timing/sec_per_kimg"))
+        return last if known else None
+    except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -9,6 +9,7 @@ import shlex
 from typing import Any
 
 from dnnlib import UserError, atomic_write_text
+from dnnlib.json_files import read_json
 from experiments.images.budgets import Budget, find_budget
 from experiments.images.commands import configuration, inspect_data
 from experiments.images.experiments import ImageExperiment, choose
@@ -195,7 +196,7 @@ def read_plans(out: pathlib.Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        plans = json.loads(path.read_text(encoding="utf-8"))["budgets"]
+        plans = read_json(path)["budgets"]
         for name, plan in plans.items():
             find_budget(name)
             choose(plan["experiments"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from dnnlib import UserError
+from dnnlib.json_files import read_json_lines
 from experiments.images.budgets import BUDGETS, Budget, find_budget
 from experiments.images.claims import CLAIMS, Verdict, at_stage, judge
 from experiments.images.experiments import ImageExperiment, Row, choose
@@ -96,6 +97,13 @@ def load_run(path: pathlib.Path) -> RunResult:
     Raises:
         UserError: no training_options.json, or damaged files.
     """
+    try:
+        return _load_run(path)
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path} holds options or figures in no known form ({type(error).__name__}: {error}); restore its files") from error
+
+
+def _load_run(path: pathlib.Path) -> RunResult:
     options = read_options(path)
     measured = load_runs([path])[0] if any(path.glob("metric-*.jsonl")) else Run(path, None, None, {})
     figures = {figure: {kimg: point.value for kimg, point in points.items()} for figure, points in measured.points.items()}
@@ -239,10 +247,5 @@ def _origin(path: pathlib.Path) -> tuple[str, str]:
 
 def _last_stats(path: pathlib.Path) -> dict[str, Any]:
     """The last whole line of stats.jsonl; empty without one."""
-    file = path / "stats.jsonl"
-    for line in reversed(file.read_bytes().splitlines() if file.is_file() else []):
-        try:
-            return json.loads(line)
-        except ValueError:
-            continue
-    return {}
+    lines = read_json_lines(path / "stats.jsonl")
+    return lines[-1] if lines else {}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dnnlib import UserError
+from dnnlib.json_files import parse_json, read_json
 from experiments.images.commands import difference, same_data
 from metrics.registry import parse_metrics
 from training.run_files import OPTIONS_FILE, RunDir
@@ -60,7 +60,7 @@ def run_folders(parent: pathlib.Path) -> list[pathlib.Path]:
 def read_options(path: pathlib.Path) -> dict[str, Any]:
     """The training_options.json of a run folder. Raises UserError if there is none or it is damaged."""
     try:
-        options = json.loads((path / OPTIONS_FILE).read_text(encoding="utf-8"))
+        options = read_json(path / OPTIONS_FILE)
     except OSError as error:
         raise UserError(f"{path} is no run folder: it has no {OPTIONS_FILE} that can be read ({error.strerror or error})") from error
     except ValueError as error:
@@ -115,6 +115,7 @@ def measured_snapshots(path: pathlib.Path, names: Sequence[str]) -> set[str]:
 
 def _snapshot_of(line: bytes) -> str | None:
     try:
-        return json.loads(line)["snapshot_pkl"]
+        snapshot = parse_json(line)["snapshot_pkl"]
+        return snapshot if isinstance(snapshot, str) else None
     except (ValueError, KeyError, TypeError):
         return None

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dnnlib import UserError, atomic_write_text
+from dnnlib.json_files import read_json, read_json_lines
 from experiments.images.commands import parse_options
 from experiments.images.plan import Plan, PlannedRun
 from experiments.images.run_state import run_folders
@@ -197,9 +198,7 @@ def sec_per_kimg(path: pathlib.Path) -> float | None:
 
 def stats_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """The whole lines of a run's stats.jsonl."""
-    file = path / "stats.jsonl"
-    texts = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [json.loads(text) for text in texts if text.startswith("{") and text.endswith("}")]
+    return read_json_lines(path / "stats.jsonl")
 
 
 def schedule(seconds: Sequence[float], workers: int) -> float:
@@ -221,7 +220,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        machines = json.loads(path.read_text(encoding="utf-8"))["machines"]
+        machines = read_json(path)["machines"]
         if all({"sec_per_kimg", "sec_per_snapshot"} <= own.keys() for own in machines.values()):
             return machines
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dnnlib import UserError, atomic_write_text
+from dnnlib.json_files import read_json
 from experiments.paper.checks import Rows
 from experiments.paper.claims import CLAIMS, evaluate_aims
 from experiments.paper.toy_experiments import Experiment
@@ -79,7 +80,7 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
         UserError: a file that cannot be read, or does not hold what `build_result` makes; it names the file and what is wrong.
     """
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dnnlib import UserError, atomic_write_text, make_folder
+from dnnlib.json_files import read_json
 from experiments.report.figures import title_of
 from experiments.report.markup import Markup, count, element, join, with_spread
 from experiments.report.plain import as_data, as_markdown
@@ -126,7 +127,7 @@ def _titled(title: str, block: Markup | None) -> Markup | None:
 def _machine(out: pathlib.Path) -> str:
     """The machines whose speed was measured for this folder; empty where none was."""
     try:
-        machines = json.loads((out / SPEED_FILE).read_bytes())["machines"]
+        machines = read_json(out / SPEED_FILE)["machines"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     return "; ".join(map(str, machines)) if isinstance(machines, dict) else ""

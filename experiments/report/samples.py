@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from dnnlib.json_files import read_json
 from experiments.images.run_state import SHEET
 from experiments.report.charts import style
 from experiments.report.markup import Markup, count, element, join
@@ -234,7 +234,7 @@ def uncovered_block(gallery: Gallery) -> Markup | None:
 def uncovered_words(run: RunResult) -> str:
     """How many real images a run does not cover, where the numbers lie beside its sheet."""
     try:
-        look = json.loads((run.path / "look.json").read_bytes())
+        look = read_json(run.path / "look.json")
         share = f"{int(look['num_uncovered']):,} of {int(look['num_real']):,} real images have no generated one in their neighbourhood"
         return f"{seed_of(run)}: {share} (k = {int(look['k'])})"
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dnnlib.format import format_time
+from dnnlib.json_files import parse_json
 from experiments.report.charts import curve_chart, plane_chart, style
 from experiments.report.figures import direction, title_of
 from experiments.report.markup import NONE, Markup, count, element, join, row_head, scroll_box, table_of
@@ -163,7 +164,7 @@ def _measuring(run: pathlib.Path) -> float | None:
     for path in run.glob("metric-*.jsonl"):
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                total += float(json.loads(text)["total_time"])
+                total += float(parse_json(text)["total_time"])
             except (ValueError, KeyError, TypeError):
                 continue
     return total or None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 
+from dnnlib.json_files import parse_json
 from experiments.report.figures import SIGNALS
 from experiments.report.studies import Series, Study
 from metrics.runs import Group, Point, Run
@@ -52,10 +52,10 @@ def _read(run: pathlib.Path) -> dict[str, dict[int, Point]]:
         return found
     for text in lines:
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             kimg = int(line["Progress/kimg"]["mean"])
             means = {name: float(line[name]["mean"]) for name in line if name in SIGNALS or "grad" in name.lower()}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         for name, mean in means.items():
             if math.isfinite(mean):

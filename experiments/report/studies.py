@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dnnlib import UserError
+from dnnlib.json_files import read_json
 from experiments.report.figures import rank
 from metrics.runs import BOOKKEEPING, OPTIONS_FILE, SEED, Band, Group, Point, Run, check_protocols, group_runs, load_runs
 from metrics.trajectories import ONE_CLASS, Plane, find_planes
@@ -124,7 +125,7 @@ def _load(result: RunResult, problems: list[str]) -> Run:
 def read_options(run: pathlib.Path) -> dict[str, Any]:
     """The options of a run as {dotted name: value}; empty where there is no such file, or none that can be read."""
     try:
-        options = json.loads((run / OPTIONS_FILE).read_bytes())
+        options = read_json(run / OPTIONS_FILE)
     except (OSError, ValueError):
         return {}
     return flatten(options) if isinstance(options, dict) else {}

@@ -17,7 +17,9 @@ import safetensors.torch
 import torch
 
 from dnnlib import UserError, atomic_write_bytes, make_folder
+from dnnlib.json_files import parse_json
 from experiments.toy.models import Stack
+from torch_utils.checkpoint import read_tensors
 
 METADATA_KEY = "part"
 
@@ -65,8 +67,8 @@ def load_part(path: pathlib.Path) -> tuple[Part, dict[str, Any]]:
     """Reads a part and the protocol it was made by. Raises UserError if the file is damaged or no part."""
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            described = json.loads((file.metadata() or {})[METADATA_KEY])
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            described = parse_json((file.metadata() or {})[METADATA_KEY])
+            tensors = read_tensors(file)
         snapshots = {int(name.split(".")[1]) for name in tensors if name.startswith("snapshot.")}
         part = Part(
             study=described["study"],

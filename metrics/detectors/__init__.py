@@ -66,12 +66,25 @@ def check_detector(spec: str) -> None:
     """Makes sure that detector `spec` can be loaded, downloading its file where needed, before any work starts.
 
     Raises:
-        UserError: unknown name, missing or unreadable file, or a download that fails.
+        UserError: unknown name, missing or unreadable file, a download that fails, or a TorchScript file that the user has not said to trust.
     """
     if spec == "embedded":
         embedded.weights_digest()
     else:
         torchscript.locate(spec)
+
+
+def trust_detector(spec: str | None, remember: bool = True) -> None:
+    """Lets detector `spec` run although it is a file of unknown origin; of the known names and of None there is nothing to say.
+
+    Args:
+        remember: also in later commands, by its SHA-256.
+
+    Raises:
+        UserError: as `check_detector`.
+    """
+    if spec is not None and spec != "embedded":
+        torchscript.trust_file(spec, remember)
 
 
 def get_detector(spec: str, device: torch.device | str, need: str = "features") -> Detector:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dnnlib import UserError
+from dnnlib.json_files import parse_json
 from metrics.detectors.images import to_rgb_uint8
 
 WEIGHTS_PATH = pathlib.Path(__file__).with_name("embedded.safetensors")
@@ -182,7 +183,7 @@ def _read_weights(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dic
             if META_KEY not in header:
                 raise UserError(f"{path} is not a weights file of the embedded detector; restore the file that ships with the code")
             names = handle.keys()
-            return {name: handle.get_tensor(name) for name in names}, json.loads(header[META_KEY])
+            return {name: handle.get_tensor(name) for name in names}, parse_json(header[META_KEY])
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import pathlib
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 
 import torch
 
 from dnnlib import UserError, download
+from metrics.detectors.trust import require_trust, trust
 
 BASE_URLS = ("https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/",)
 FILES = {"inception": "inception-2015-12-05.pt", "vgg16": "vgg16.pt"}
@@ -41,12 +43,27 @@ def name_of(spec: str) -> str:
 
 
 def locate(spec: str) -> pathlib.Path:
-    """The local file of detector `spec`, downloaded where needed, and known to be a whole TorchScript archive.
+    """The local file of detector `spec`, downloaded where needed, known to be a whole TorchScript archive, and trusted.
 
     Raises:
         UserError: `spec` is neither a known name, nor a file, nor a URL, the download fails, or the file is no TorchScript archive; one from
-            the download cache is then removed from it.
+            the download cache is then removed from it. Or it is neither one that this project names nor trusted by the user.
     """
+    path = _find(spec)
+    if spec not in FILES:
+        require_trust(path)
+    return path
+
+
+def trust_file(spec: str, remember: bool = True) -> None:
+    """Lets the file of detector `spec` run, as --trust-detector does. Raises UserError as `locate`, and of a name there is nothing to say."""
+    if spec not in FILES:
+        path = _find(spec)
+        trust(download.file_digest(path), path.name, remember)
+
+
+def _find(spec: str) -> pathlib.Path:
+    """The local file of detector `spec`, trusted or not."""
     if spec in FILES:
         try:
             path = download.fetch_published(FILES[spec], BASE_URLS)
@@ -117,7 +134,7 @@ def _check_archive(path: pathlib.Path, spec: str) -> None:
         if "constants.pkl" in parts:
             return
         found = "a PyTorch file of weights without their program" if "data.pkl" in parts else "an archive of something else"
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
         found = f"{path.stat().st_size:,} bytes of something else, or cut off: {error}"
     remedy = "it was removed; run again, or put a whole file there" if download.discard(path) else "delete or replace it"
     raise UserError(f"{path} is not a readable TorchScript file but {found}; {remedy}")

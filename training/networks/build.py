@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import nn
 
 from dnnlib import EasyDict, UserError
@@ -18,6 +21,12 @@ CLASSES: dict[str, type[nn.Module]] = {
     "training.networks.Discriminator": Discriminator,
     "pairing.network.PairingNetwork": PairingNetwork,
 }
+# What constructor arguments may be; the sizes that they imply are held against the stored tensors before anything is allocated.
+MAX_NUMBER, MAX_LAYERS, MAX_TAPS = 1 << 24, 64, 64
+FRACTIONS = ("conv_clamp", "lr_multiplier", "w_avg_beta")
+WORDS = ("architecture", "activation", "low_precision")
+BUILD_ERRORS = (TypeError, ValueError, LookupError, RuntimeError, AttributeError, ArithmeticError, AssertionError)
+DATASET_KINDS = {"path": str, "use_labels": bool, "max_size": int, "xflip": bool, "random_seed": int, "resolution": int}
 CLASS_NAMES = {cls: name for name, cls in CLASSES.items()}
 
 
@@ -33,17 +42,59 @@ def build_network(record: NetworkRecord, what: str = "the network") -> nn.Module
         what: name for error messages.
 
     Raises:
-        UserError: unknown class, arguments that the class does not take, or tensors of other names or shapes.
+        UserError: unknown class, arguments that the class does not take, or tensors of other names, shapes or kinds. The record's tensors are
+            held against its arguments before memory is taken: arguments alone could ask for any amount.
     """
     if record.class_name not in CLASSES:
-        raise UserError(f"{what} is a {record.class_name!r}, which is none of {', '.join(CLASSES)}")
+        raise UserError(f"{what} is a {record.class_name[:100]!r}, which is none of {', '.join(CLASSES)}")
     try:
+        _check_arguments(record.kwargs)
+        if odd := [name for name, tensor in record.tensors.items() if not tensor.is_floating_point()]:
+            raise ValueError(f"its {odd[0]} is of {record.tensors[odd[0]].dtype}")
+        with torch.device("meta"):
+            CLASSES[record.class_name](**record.kwargs).load_state_dict(record.tensors, assign=True)
         module = CLASSES[record.class_name](**record.kwargs)
         module.load_state_dict(record.tensors)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+    except BUILD_ERRORS as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{what} does not fit {record.class_name}: {reason[:400]}") from error
     return module
+
+
+def _check_arguments(kwargs: Mapping[str, Any]) -> None:
+    """Raises ValueError at the first constructor argument that no network of this project has."""
+    for name, value in kwargs.items():
+        if isinstance(value, dict) and name.endswith("_kwargs"):
+            _check_arguments(value)
+        elif not (value is None or isinstance(value, bool) or _is_usable(name, value)):
+            raise ValueError(f"its argument {name} is {str(value)[:40]!r}")
+
+
+def _is_usable(name: str, value: Any) -> bool:
+    """Whether a constructor argument is of a kind and size that its name goes with."""
+    if name in WORDS:
+        return isinstance(value, str)
+    if name == "resample_filter":
+        return _is_filter(value)
+    if isinstance(value, float):
+        return name in FRACTIONS
+    return isinstance(value, int) and 0 <= value <= (MAX_LAYERS if name.endswith("layers") else MAX_NUMBER)
+
+
+def _is_filter(value: Any) -> bool:
+    """Whether this is a row, or rows, of a few numbers."""
+    rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    of_numbers = (isinstance(row, list) and len(row) <= MAX_TAPS and all(isinstance(tap, int | float) for tap in row) for row in rows)
+    return len(rows) <= MAX_TAPS and all(of_numbers)
+
+
+def _check_meta(meta: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Raises UserError where the arguments of the training set, which commands fall back on, are none."""
+    found = meta.get("training_set_kwargs")
+    kwargs = {} if found is None else found
+    fits = isinstance(kwargs, dict) and all(kwargs.get(name) is None or isinstance(kwargs[name], kind) for name, kind in DATASET_KINDS.items())
+    if not fits:
+        raise UserError(f"{path} describes its training set by {str(found)[:100]!r}; path, use_labels and the like are expected")
 
 
 def read_records(path: str | os.PathLike) -> tuple[dict[str, NetworkRecord], dict]:
@@ -74,6 +125,7 @@ def load_network(path: str | os.PathLike) -> EasyDict:
         UserError: missing, damaged or foreign file, or networks of another architecture.
     """
     records, meta = read_records(path)
+    _check_meta(meta, path)
     networks = EasyDict({name: build_network(record, f"{name} in {path}").eval().requires_grad_(False) for name, record in records.items()})
     networks.meta = meta
     return networks
