@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dnnlib import UserError
-from metrics.detectors import get_detector
+from metrics.detectors import get_detector, trust_detector
 from metrics.features import GeneratorSource
 from metrics.perceptual_path_length import PATH_LENGTHS, great_circle, perceptual_path_length
 from training.networks import Generator
@@ -332,6 +332,7 @@ def script(tmp_path_factory):
     def save(module):
         path = folder / f"{type(module).__name__.lower()}.pt"
         torch.jit.script(module).save(str(path))
+        trust_detector(str(path), remember=False)
         return str(path)
 
     return save

@@ -15,7 +15,7 @@ from test_generate import difference, make_generator, pixels
 import generate
 import projector
 from dnnlib import UserError
-from metrics.detectors import embedded
+from metrics.detectors import embedded, trust_detector
 from metrics.features import full_precision
 from torch_utils.checkpoint import save_networks
 from torch_utils.layers import float32_copy
@@ -133,6 +133,7 @@ def test_embedded_distance_has_gradients_and_knows_equal_from_different(size):
 def test_lpips_of_a_file(tmp_path):
     path = tmp_path / "copy.pt"
     torch.jit.script(Perceptual()).save(str(path))
+    trust_detector(str(path), remember=False)
     distance = perceptual_distance(str(path), CPU)
     images = torch.rand(1, 3, 8, 8, requires_grad=True)
     (gradient,) = torch.autograd.grad(distance.look(images).sum(), images)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_runs import CPU, PoolDetector, stats_of, tiny_args, train, write_data
+from tiny_runs import CPU, stats_of, tiny_args, train, write_data, write_detector
 
 from metrics import detectors
 from training.networks import load_network
@@ -129,7 +129,7 @@ def test_keep_bounds_the_snapshots_and_the_best_one_stays(tmp_path):
 
 
 def test_keep_follows_the_metric_under_the_name_of_its_detector(data, tmp_path):
-    torch.jit.script(PoolDetector()).save(str(tmp_path / "pool.pt"))
+    write_detector(tmp_path / "pool.pt")
     detectors._load.cache_clear()
     trainer = Trainer(tiny_args(data, tmp_path / "run", metrics=["coverage"], detector=str(tmp_path / "pool.pt"), **STEPS), CPU, 1)
     assert trainer.leading_metric == "coverage_pool"
