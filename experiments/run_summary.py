@@ -143,7 +143,7 @@ def _progress(path: pathlib.Path, options: Mapping[str, Any], history: History, 
     age = None if sign is None else max(now - sign, 0.0)
     pause = max((seconds for _, seconds in history.signals.get("Timing/maintenance_sec", [])), default=0.0)
     patience = SILENT_TICKS * (last("Timing/sec_per_tick") or 0.0) + pause + SILENT_SECONDS
-    if total is not None and max([kimg or 0, *snapshots]) >= total and total in snapshots:
+    if total is not None and max(snapshots, default=-1) >= total:
         state = "finished"
     elif age is None or age > patience:
         state = "stopped"

@@ -55,7 +55,7 @@ def describe(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *_continuation(summary)][:LINES])
 
 
-def _labelled(label: str, texts: list[str], most: int = 1) -> list[str]:
+def _labelled(label: str, texts: list[str]) -> list[str]:
     """Texts behind a label, each on one line."""
     width = COLUMNS - LABEL - 2
     cut = [text if len(text) <= width else text[: width - 3] + "..." for text in texts]
