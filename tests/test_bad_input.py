@@ -198,7 +198,12 @@ def test_a_network_that_cannot_be_downloaded(refused_training, good, offline):
 
 
 @pytest.mark.parametrize(
-    ("place", "message"), [("a_file", "a_file is no folder"), ("a_file/below", "a_file is no folder"), ("/proc/runs", "(cannot create|not writable)")]
+    ("place", "message"),
+    [
+        ("a_file", "a_file is no folder"),
+        ("a_file/below", "a_file is no folder"),
+        ("/proc/runs", "(cannot create|not writable|0.00 GB are free)"),
+    ],
 )
 def test_an_output_folder_that_cannot_be_made(refused_training, good, tmp_path, place, message):
     (tmp_path / "a_file").write_text("")

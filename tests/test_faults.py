@@ -1,5 +1,6 @@
 """What can befall a run, one fault after the other: each ends it with one clear sentence, or lets it go on, and it comes to the same end."""
 
+import contextlib
 import os
 import pathlib
 import resource
@@ -232,6 +233,50 @@ def test_a_full_disk_ends_a_run_whose_last_state_is_good(args, whole, monkeypatc
     with disk_full(monkeypatch, snapshot_file), pytest.raises(UserError, match=r"cannot write .*network-snapshot-000001.*: No space left on device"):
         run_on(args)
     assert RunDir(args.run_dir).states() == RunDir(args.run_dir).snapshots() == [0]
+    assert run_on(args) == 0
+    assert_same_run(args.run_dir, whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of 64 MB in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root can mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(path, leaving):
+    """Writes a file until the disk is full, then gives so many bytes back."""
+    with contextlib.suppress(OSError), open(path, "wb", buffering=0) as handle:
+        while True:
+            handle.write(bytes(4096))
+    os.truncate(path, path.stat().st_size - leaving)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [0, 8_192, 131_072], ids=["nothing fits", "a line fits", "a snapshot fits"])
+def test_a_disk_that_is_really_full(place, whole, small_disk, room):
+    args = settings(place, small_disk / "run")
+    with pytest.raises(UserError, match=r"cannot write .*(No space left on device|could not be written whole)"):
+        run_on(args, step=step_with(3, lambda _: fill(small_disk / "filler", room)))
+    assert RunDir(args.run_dir).states() == [0]
+    (small_disk / "filler").unlink()
+    assert run_on(args) == 0
+    assert_same_run(args.run_dir, whole)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_read_only(place, whole, small_disk):
+    args = settings(place, small_disk / "run")
+    assert run_on(args, step=step_with(3, sending(signal.SIGTERM)))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match=r"cannot write .*log\.txt: Read-only file system"):
+        run_on(args)
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert run_on(args) == 0
     assert_same_run(args.run_dir, whole)
 
