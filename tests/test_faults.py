@@ -19,6 +19,7 @@ from tiny_runs import CLASSES, CPU, tiny_args, write_data, write_detector
 
 import train
 from dnnlib import UserError
+from torch_utils import checkpoint
 from training import stopping
 from training.data_loader import open_loader
 from training.dataset import ImageFolderDataset
@@ -334,6 +335,20 @@ def test_a_run_gets_over_torn_files(place, stopped, whole, tmp_path, files):
     shutil.copytree(stopped, run)
     for name, size in files:
         cut(run / name, size)
+    assert run_on(settings(place, run)) == 0
+    assert_same_run(run, whole)
+
+
+def test_a_state_of_older_code_is_continued(place, stopped, whole, tmp_path):
+    """It was written after the figures, knew no half ticks and no digest of the data."""
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    (run / INTERRUPTED_STATE).unlink()
+    saved = checkpoint.load_state(RunDir(run).state(1))
+    for name in ("told_nonfinite", "snapshot_nimg"):
+        del saved["training"]["counters"][name]
+    older = {"training": saved["training"], "loader": saved["loader"], "line_sizes": {"stats.jsonl": saved["lines"]["size"]}, "seconds": 1.0}
+    checkpoint.save_state(RunDir(run).state(1), older)
     assert run_on(settings(place, run)) == 0
     assert_same_run(run, whole)
 
