@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -30,7 +29,6 @@ from training.training_loop import Trainer
 # Eight steps, with snapshots after the first, the fifth and the last; everything that a state has to hold.
 SETTINGS = dict(batch=252, kimg=2, tick=1, snap=1, pairing_weight=0.05, pairing_target=0.5, metrics=["prdc10k5"])
 STEPS = 8
-TEST_LIMIT = 60  # seconds that a fault may take
 
 
 @pytest.fixture(scope="module")
@@ -102,33 +100,6 @@ def test_without_a_signal_nothing_changes_hands(place, tmp_path):
     seen = []
     assert run_on(args, step=step_with(2, lambda _: seen.extend(map(signal.getsignal, stopping.STOP_SIGNALS)))) == 0
     assert [signal.getsignal(number) for number in stopping.STOP_SIGNALS] == before and not set(seen) & set(before)
-
-
-def test_a_second_signal_and_a_step_without_an_end_make_a_process_leave_at_once(monkeypatch):
-    left = []
-    late = threading.Event()
-    monkeypatch.setattr(stopping, "_leave_now", lambda line, number: (left.append((line, number)), late.set()))
-    monkeypatch.setattr(stopping, "LEAVE_SECONDS", 0)
-    with Stopping() as asked:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked.requested == asked.agreed() == signal.SIGTERM
-        os.kill(os.getpid(), signal.SIGINT)  # the same wish, passed on twice
-        assert late.wait(TEST_LIMIT) and left == [("It took more than 0 s to come to an end: leaving without a new state.", signal.SIGTERM)]
-        monkeypatch.setattr(stopping, "REPEAT_SECONDS", -1)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert left[1] == ("SIGINT again: leaving at once.", signal.SIGINT)
-
-
-def test_what_can_be_abandoned_is_abandoned_at_once_and_nothing_else():
-    with Stopping() as asked:
-        with pytest.raises(Abandoned), asked.abandonable():
-            os.kill(os.getpid(), signal.SIGUSR1)
-            raise AssertionError("gone on")
-        with pytest.raises(Abandoned), asked.abandonable():
-            raise AssertionError("begun")
-    with Stopping() as asked:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert asked.requested == signal.SIGUSR1
 
 
 def test_readers_outlive_a_signal_to_the_whole_job(place):
@@ -451,24 +422,3 @@ def test_a_zip_that_is_exchanged_is_not_opened_again(tmp_path):
     os.replace(tmp_path / "new.zip", tmp_path / "pics.zip")
     with pytest.raises(UserError, match=r"pics\.zip has changed since"):
         dataset[0]
-
-
-# Whole processes.
-
-
-def kills(count, tmp_path):
-    command = [sys.executable, "-m", "bench.kills", f"--count={count}", "--kimg=1", f"--keep={tmp_path}"]
-    root = pathlib.Path(train.__file__).parent
-    result = subprocess.run(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def test_three_kills_change_nothing(tmp_path):
-    printed = kills(3, tmp_path)
-    assert '"kills": 3' in printed and '"differences": 0, "lost": 0' in printed
-
-
-@pytest.mark.slow
-def test_thirty_kills_change_nothing(tmp_path):
-    assert '"differences": 0, "lost": 0' in kills(30, tmp_path)
