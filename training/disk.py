@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,11 +77,12 @@ def needed_bytes(sizes: Sizes, left: int, keep: int = 0, snapshots: int = 0, sta
 
 
 def free_bytes(folder: pathlib.Path) -> int:
-    """Free space where the folder is or will be."""
+    """Free space where the folder is or will be; unlimited where the file system tells no size, as /proc or some network drives."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free
+    usage = shutil.disk_usage(place)
+    return usage.free if usage.total else sys.maxsize
 
 
 class DiskWatch:
