@@ -29,6 +29,7 @@ import torch
 
 from dnnlib import UserError
 from dnnlib.cli import run_command
+from metrics.detectors import trust_detector
 from training import options, training_loop  # noqa: F401 (what train.py needs, loaded before the forks)
 from training.presets import PRESETS
 from training.run_files import RunDir
@@ -76,6 +77,7 @@ def prepare(place: pathlib.Path) -> None:
     size = ["--width=8", "--height=8", "--resize-filter=box", f"--max-images={IMAGES}"]
     Attempt(["dataset_tool.py", "--source=digits", f"--dest={place / 'digits.zip'}", *size], place / "output.txt").end(math.inf)
     torch.jit.script(MeanColours()).save(str(place / "means.pt"))
+    trust_detector(str(place / "means.pt"), remember=False)  # the forks know it from here
 
 
 def command(place: pathlib.Path, run_dir: pathlib.Path, kimg: int) -> list[str]:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import tempfile
 
 import pytest
 from tiny_runs import CPU, learned_stats
@@ -85,8 +86,14 @@ def events_of(run_dir, name):
     """(step, value) of a TensorBoard scalar, as TensorBoard shows it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = EventAccumulator(str(run_dir))
-    board.Reload()
+    # TensorBoard reads files in the order of their names, which hold the second and a count without leading zeros: several of one process
+    # and one second, which only a test makes, would come in any order.
+    files = sorted(pathlib.Path(run_dir).glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, path in enumerate(files):
+            pathlib.Path(folder, f"events.out.tfevents.{number:03d}").symlink_to(path.resolve())
+        board = EventAccumulator(folder)
+        board.Reload()
     return [(event.step, event.value) for event in board.Scalars(name)]
 
 
