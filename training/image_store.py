@@ -136,6 +136,8 @@ class ZipStore:
 
     def _checked_name(self, info: zipfile.ZipInfo) -> str:
         name = normal_name(info.filename)
+        if not info.filename:
+            raise UserError(f"{self.path} is refused: it has a member without a name; create it again")
         parts = name.split("/")
         if name.startswith("/") or ".." in parts or ":" in parts[0]:
             raise UserError(f"{self.path} is refused: its member {info.filename!r} points outside of the zip")

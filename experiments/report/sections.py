@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MOST_FILES = 60
 DEVICE_LINE = re.compile(r"^Device:\s+([^,\n]+)", re.MULTILINE)
+PLACES = ("run_dir", "training_set_kwargs.path")  # of which the name is enough: a page is passed on, the folders of a machine are not
 LOG_HEAD = 20_000  # characters of a log in which its device stands
 
 
@@ -210,6 +211,7 @@ def _options(options: Mapping[str, Any], differing: set[str], label: str) -> Mar
     rows = []
     for name in sorted(options, key=lambda name: name not in differing):
         text = options[name] if isinstance(options[name], str) else json.dumps(options[name])
+        text = pathlib.PurePath(text).name if name in PLACES else text
         mark = "differs" if name in differing else None
         rows.append(element("tr", element("th", _breakable(name), scope="row"), element("td", text), class_=mark))
     caption = element("caption", "Options; first, and marked, those in which runs of this page differ" if differing else "Options")
