@@ -6,6 +6,7 @@ The words and the layout are `experiments.status`' work.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import shlex
 import time
@@ -50,7 +51,7 @@ def summarise(path: pathlib.Path, now: float | None = None) -> dict[str, Any]:
     snapshots = sorted(kimg for file in path.glob("network-snapshot-*") if (kimg := snapshot_kimg(file.name)) is not None)
     theirs = any(path.glob("network-snapshot-*.pkl")) or ("kimg_per_tick" not in options and "device" not in options and bool(options))
     progress = _progress(path, options, history, snapshots, time.time() if now is None else now)
-    return {
+    summary = {
         "run": str(path),
         "program": "StyleGAN2-ADA" if theirs else "Pairing-GAN",
         **_identity(options),
@@ -62,6 +63,16 @@ def summarise(path: pathlib.Path, now: float | None = None) -> dict[str, Any]:
         "disk": _disk(run, options, progress["kimg"] or 0),
         "continue": _continuation(run, theirs, progress["state"], snapshots),
     }
+    return _finite(summary)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers beyond all bounds: damaged files hold some, and products of large ones become some."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_run(path: pathlib.Path) -> None:

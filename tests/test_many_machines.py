@@ -114,7 +114,7 @@ def test_a_lost_rank_ends_the_run_which_goes_on_exactly(start, data, whole, tmp_
     code = broken.process.wait(60)
     seconds = time.monotonic() - begun
     written = broken.output.read_text()
-    assert code == (LOST if fault == "SIGSTOP" else 128 + signal.SIGKILL), written
+    assert code in ((LOST,) if fault == "SIGSTOP" else (LOST, 128 + signal.SIGKILL)), written  # the launcher may see the end of either rank first
     assert re.search(rf"Error: rank {rank} \(\S+\) (is gone|has been silent for 20 s), last heard of at \d\.\d kimg; go on from", written)
     assert seconds < 60
     again = start(command)
