@@ -220,7 +220,7 @@ def test_a_run_without_measurements_or_pictures_is_shown(tmp_path):
 
 
 def test_a_page_tells_names_of_files_and_no_folders_of_the_machine(tmp_path):
-    data = {"path": "/home/somebody/digits.zip", "resolution": 16}
+    data = {"path": "/mnt/somebody/digits.zip", "resolution": 16}
     path = make_page([], [write_run(tmp_path / "runs" / "one", "one", 0, options={"training_set_kwargs": data})], tmp_path)
     html = path.read_text(encoding="utf-8")
     assert "digits.zip" in html and "somebody" not in html and str(tmp_path) not in html
