@@ -76,6 +76,7 @@ _PAIR = ("StyleGAN2", "Pairing-GAN")
 _SMALL = (*_PAIR, "MS-GAN(+R1)", "StyleGAN2-ADA", "Pairing-GAN-ADA")
 _T3, _T4 = tuple(numbers.TABLE3), tuple(numbers.TABLE4)
 _LAMBDAS = ("StyleGAN2", "Pairing-GAN(.01)", "Pairing-GAN", "Pairing-GAN(.10)")
+_LARGER = ("Pairing-GAN(.20)", "Pairing-GAN(.50)")
 _AT = f"{numbers.PAPER}, "
 
 _ALL = (
@@ -119,6 +120,7 @@ _ALL = (
         for size in (500, 2000, 5000)
     ),
     _question("shuffled", "A control: the pairing network sees the latents shuffled.", "noaug", (*_PAIR, "Pairing-GAN(shuffled)")),
+    _question("larger-lambda", "Beyond the paper's weights: a pairing gradient as large as the adversarial one.", "noaug", (*_PAIR, *_LARGER)),
     _question("r3gan", "R3GAN's objective with and without pairing.", "noaug", ("StyleGAN2", "R3GAN", "R3GAN+Pairing")),
     _question("harder-tau", "A harder pairing task: higher temperatures.", "noaug", (*_PAIR, "Pairing-GAN(tau .2)", "Pairing-GAN(tau .5)")),
     _question("harder-w", "Another pairing task: the mapped latents.", "noaug", (*_PAIR, "Pairing-GAN(w)")),

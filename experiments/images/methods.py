@@ -56,6 +56,8 @@ _WITHOUT_AUGMENTATION = (
     Method("MS-GAN(+R1)", ("--ms-weight=1",), "mode seeking"),
     Method("Pairing-GAN(.01)", _pairing(0.01), "pairing at lambda 0.01"),
     Method("Pairing-GAN(.10)", _pairing(0.1), "pairing at lambda 0.10"),
+    Method("Pairing-GAN(.20)", _pairing(0.2), "pairing at lambda 0.20"),
+    Method("Pairing-GAN(.50)", _pairing(0.5), "pairing at lambda 0.50"),
     Method("R3GAN", _RELATIVISTIC, "R3GAN's objective: relativistic, R1 and R2 of one weight"),
     Method("R3GAN+Pairing", (*_RELATIVISTIC, *_pairing()), "R3GAN's objective with pairing"),
     Method("Pairing-GAN(shuffled)", _pairing(shuffle=1), "control: the pairing network sees the latents in another order"),
