@@ -40,7 +40,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 soak: venv
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0
 
 gpu-check: venv
 	$(BIN)/python -m bench.gpu_check

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from dnnlib import UserError
-from dnnlib.signals import leave_ending_to_the_parent
+from dnnlib.workers import ReadAhead
 from metrics.collectors import Taker
 from metrics.detectors import Detector
 
@@ -50,15 +50,8 @@ class DataSource:
         """Yields the images [n, C, H, W] of each span (first, last + 1)."""
         indices = [self.indices[first:last].tolist() for first, last in spans]
         workers = self.workers if sum(map(len, indices)) >= WORKERS_FROM else 0
-        loader = torch.utils.data.DataLoader(
-            _ImagesOnly(self.dataset),
-            batch_sampler=indices,
-            num_workers=workers,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # Otherwise the loader would draw a seed from the global generator.
-            worker_init_fn=leave_ending_to_the_parent,
-        )
-        for images in loader:
+        pinned = self.device.type == "cuda"
+        for images in ReadAhead(_ImagesOnly(self.dataset), batch_sampler=indices, num_workers=workers, pin_memory=pinned):
             yield images.to(self.device, non_blocking=True)
 
 

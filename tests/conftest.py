@@ -1,5 +1,7 @@
 """Fixtures that several test files share."""
 
+import faulthandler
+
 import pytest
 
 import reproduce
@@ -7,6 +9,13 @@ from dnnlib.cli import run_command
 from torch_utils import toolchain
 from torch_utils.ops import backend
 from torch_utils.toolchain import BuildError
+
+END_SECONDS = 60
+
+
+def pytest_unconfigure():
+    """A thread or a child that keeps the process from ending after the last test is shown, and fails the run instead of holding it up."""
+    faulthandler.dump_traceback_later(END_SECONDS, exit=True)
 
 
 @pytest.fixture

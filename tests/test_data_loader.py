@@ -120,6 +120,7 @@ def test_torn_image_while_streaming_is_one_sentence(tmp_path, workers):
     loader = open_loader(dataset, 4, "cpu", resident=False, workers=workers)
     with pytest.raises(UserError, match=r"^00000/img00000002\.png in .*torn image") as caught:
         next(loader)
+    loader.close()
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"img00000002\.png"):
         open_loader(dataset, 4, "cpu", resident=True)

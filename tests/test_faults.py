@@ -1,6 +1,7 @@
 """What can befall a run, one fault after the other: each ends it with one clear sentence, or lets it go on, and it comes to the same end."""
 
 import contextlib
+import multiprocessing
 import os
 import pathlib
 import resource
@@ -106,9 +107,9 @@ def test_readers_outlive_a_signal_to_the_whole_job(place):
     """Their parent still needs them for its step."""
     with Stopping(), torch.multiprocessing.get_context("fork").Manager():
         dataset = ImageFolderDataset(place / "pics.zip")
-        loader = open_loader(dataset, 4, CPU, workers=1, resident=False)
+        loader, before = open_loader(dataset, 4, CPU, workers=1, resident=False), multiprocessing.active_children()
         next(loader)
-        worker = loader._batches._workers[0]
+        (worker,) = set(multiprocessing.active_children()) - set(before)
         for number in stopping.STOP_SIGNALS:
             os.kill(worker.pid, number)
         assert next(loader)[0].shape == (4, 3, 8, 8) and worker.is_alive()

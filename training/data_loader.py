@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dnnlib import UserError
-from dnnlib.signals import leave_ending_to_the_parent
+from dnnlib.workers import ReadAhead
 from training.dataset import ImageFolderDataset, load_array
 
 WINDOW = 0.5
@@ -137,22 +137,19 @@ class StreamingLoader(_Loader):
     def __init__(self, dataset: ImageFolderDataset, stream: IndexStream, batch_size: int, device: torch.device, workers: int):
         super().__init__(dataset, stream, batch_size, device)
         self._workers = min(workers, _available_cpus())  # more of them would only wait for each other
-        self._batches: Iterator | None = None
+        self._batches: ReadAhead | None = None
 
-    def _start(self) -> Iterator:
+    def _start(self) -> ReadAhead:
         # Workers run ahead, so they follow a copy; the stream of this object stands where the training stands.
         ahead = _BatchSampler(copy.deepcopy(self._stream), self._batch_size)
-        loader = torch.utils.data.DataLoader(
+        return ReadAhead(
             _BatchReader(self._dataset),
             batch_size=None,
             sampler=ahead,
             num_workers=self._workers,
             prefetch_factor=PREFETCH_FACTOR if self._workers else None,
             pin_memory=self._device.type == "cuda",
-            generator=torch.Generator().manual_seed(0),  # else it would draw from the training's generator
-            worker_init_fn=leave_ending_to_the_parent,
         )
-        return iter(loader)
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self._batches is None:
@@ -166,12 +163,17 @@ class StreamingLoader(_Loader):
     def load_state_dict(self, state: dict) -> None:
         """Goes on with the batch after the one that was fetched last when `state` was taken. Raises UserError on a data set of another length."""
         super().load_state_dict(state)
-        self._batches = None
+        self._end()
 
     def close(self) -> None:
         """Ends the workers; the next batch would start them again."""
-        self._batches = None
+        self._end()
         super().close()
+
+    def _end(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
 
 
 class _BatchSampler:
