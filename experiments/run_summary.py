@@ -17,10 +17,10 @@ from dnnlib import UserError
 from metrics.runs import LOWER_IS_BETTER, NEITHER
 from training.alarm import Setting, find_events, open_alarms
 from training.disk import Sizes, free_bytes, measure_sizes, needed_bytes, snapshots_left
-from training.history import ONE_CLASS, History, is_finite, read_history, read_lines, snapshot_kimg, snapshot_moments
-from training.run_files import BEST_FILE, OPTIONS_FILE, RunDir
+from training.history import ONE_CLASS, STATS_FILE, History, is_finite, read_history, read_lines, snapshot_kimg, snapshot_moments
+from training.run_files import BEST_FILE, LOG_FILE, OPTIONS_FILE, RunDir
 
-SIGNS = ("stats.jsonl", "log.txt", OPTIONS_FILE)
+SIGNS = (STATS_FILE, LOG_FILE, OPTIONS_FILE)
 SILENT_TICKS, SILENT_SECONDS = 3, 60  # a run that says nothing for so many of its ticks and so long besides is taken for stopped
 RECENT = 3  # evaluations that a trend is read off
 FLAT = 0.02  # relative change below which figures count as level
@@ -174,7 +174,7 @@ def _progress(path: pathlib.Path, options: Mapping[str, Any], history: History, 
 
 def _last_sign(path: pathlib.Path) -> float | None:
     """When the run last wrote a line, by the line itself, for a copy of a folder looks young; by the youngest file where no line says it."""
-    lines = (line for file in (path / "stats.jsonl", *path.glob("metric-*.jsonl")) for line in read_lines(file))
+    lines = (line for file in (path / STATS_FILE, *path.glob("metric-*.jsonl")) for line in read_lines(file))
     told = [line["timestamp"] for line in lines if is_finite(line.get("timestamp"))]
     if told:
         return max(told)

@@ -1,8 +1,11 @@
 """Fixtures that several test files share."""
 
 import faulthandler
+import http.server
+import threading
 
 import pytest
+from tiny_runs import write_data, write_detector
 
 import reproduce
 from dnnlib.cli import run_command
@@ -41,3 +44,34 @@ def command(capsys):
         return leaving.value.code, printed.out, printed.err
 
     return execute
+
+
+@pytest.fixture
+def site(tmp_path):
+    """(URL, folder) of a web server on this machine that serves the folder."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, directory=str(folder), **kwargs)
+
+        def log_message(self, *_):
+            """Silent."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", folder
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a data set, pics.zip, and a detector, pool.pt; caches go there, too."""
+    place = tmp_path_factory.mktemp("place")
+    write_data(place / "pics.zip")
+    write_detector(place / "pool.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DNNLIB_CACHE_DIR", str(place / "cache"))
+        yield place

@@ -1,8 +1,6 @@
 """Detectors by name and file: what they are called, what they return, what images become on the way, and what is refused."""
 
-import http.server
 import pickle
-import threading
 import zipfile
 
 import pytest
@@ -102,23 +100,9 @@ def cache(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def site(tmp_path, cache):
-    """(URL, folder) of a web server on this machine that serves the folder."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, directory=str(folder), **kwargs)
-
-        def log_message(self, *_):
-            """Silent."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", folder
-    server.shutdown()
-    server.server_close()
+def site(site, cache):
+    """As everywhere, with such a cache."""
+    return site
 
 
 @pytest.mark.parametrize(("spec", "name"), [("a/my-net v2.pt", "my_net_v2"), ("https://host/x/vgg16.pt?a=b", "vgg16"), ("inception", "inception")])

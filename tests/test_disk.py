@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from tiny_runs import CPU, tiny_args, train, write_data, write_detector
+from tiny_runs import CPU, tiny_args, train
 
 import calc_metrics
 from dnnlib import UserError
@@ -19,16 +19,6 @@ from training.training_loop import Trainer
 
 SIZES = Sizes(snapshot=100, state=300, picture=10)
 STEPS = dict(batch=252, kimg=2, tick=1, snap=1)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("disk")
-    write_data(place / "pics.zip")
-    write_detector(place / "pool.pt")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DNNLIB_CACHE_DIR", str(place / "cache"))
-        yield place
 
 
 @pytest.fixture(scope="module")

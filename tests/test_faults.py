@@ -15,14 +15,14 @@ import torch
 from click.testing import CliRunner
 from fault_tools import assert_same_run, disk_full, events_of, figures_of, raising, run_on, sending, step_with
 from image_sets import pngs, write_folder, write_zip
-from tiny_runs import CLASSES, CPU, tiny_args, write_data, write_detector
+from tiny_runs import CLASSES, CPU, tiny_args, write_data
 
 import train
 from dnnlib import UserError
 from torch_utils import checkpoint
 from training import stopping
 from training.data_loader import open_loader
-from training.dataset import ImageFolderDataset
+from training.dataset import ImageFolderDataset, load_array
 from training.run_files import INTERRUPTED_STATE, RunDir
 from training.stopping import Abandoned, Stopping
 from training.training_loop import Trainer
@@ -30,17 +30,6 @@ from training.training_loop import Trainer
 # Eight steps, with snapshots after the first, the fifth and the last; everything that a state has to hold.
 SETTINGS = dict(batch=252, kimg=2, tick=1, snap=1, pairing_weight=0.05, pairing_target=0.5, metrics=["prdc10k5"])
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a data set and a detector; caches go there, too."""
-    place = tmp_path_factory.mktemp("faults")
-    write_data(place / "pics.zip")
-    write_detector(place / "pool.pt")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DNNLIB_CACHE_DIR", str(place / "cache"))
-        yield place
 
 
 @pytest.fixture
@@ -423,3 +412,19 @@ def test_a_zip_that_is_exchanged_is_not_opened_again(tmp_path):
     os.replace(tmp_path / "new.zip", tmp_path / "pics.zip")
     with pytest.raises(UserError, match=r"pics\.zip has changed since"):
         dataset[0]
+
+
+def test_files_of_a_folder_are_read_once_unless_they_look_changed(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "pics", pngs(3, size=(8, 8)))
+    dataset, reads, read_bytes = ImageFolderDataset(folder), [], pathlib.Path.read_bytes
+    load_array(dataset)
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: reads.append(path.name) or read_bytes(path))
+    before = dataset.fingerprint()
+    dataset.check_unchanged()
+    assert reads == []
+    os.utime(folder / "00000" / "img00000001.png", (0, 0))
+    dataset.check_unchanged()
+    assert reads == ["img00000001.png"] and dataset.fingerprint() == before == ImageFolderDataset(folder).fingerprint()
+    (folder / "00000" / "img00000002.png").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"img00000002\.png has changed since"):
+        dataset.check_unchanged()

@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from tiny_runs import learned_stats, write_data
+from tiny_runs import learned_stats
 
 import train
 from training.run_files import INTERRUPTED_STATE, RunDir
@@ -17,14 +17,6 @@ pytestmark = pytest.mark.slow
 LEAVING_SECONDS = 30
 FAULT_SECONDS = 60
 LAST = "network-snapshot-000003.safetensors"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a data set."""
-    place = tmp_path_factory.mktemp("ranks")
-    write_data(place / "pics.zip")
-    return place
 
 
 def start(place, run_dir):

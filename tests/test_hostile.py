@@ -1,14 +1,12 @@
 """Files that ask for more than they hold, lie about themselves, or are programs: refused in one sentence, before memory, disk or trust is spent."""
 
 import gzip
-import http.server
 import io
 import os
 import pathlib
 import pickle
 import struct
 import tarfile
-import threading
 import tracemalloc
 import zipfile
 import zlib
@@ -376,26 +374,6 @@ def test_at_a_terminal_it_is_asked(program, monkeypatch, answer, runs, capsys):
 
 
 # Downloads, and networks to start from.
-
-
-@pytest.fixture
-def site(tmp_path):
-    """(URL, folder) of a web server on this machine that serves the folder."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, directory=str(folder), **kwargs)
-
-        def log_message(self, *_):
-            """Silent."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", folder
-    server.shutdown()
-    server.server_close()
 
 
 def test_a_download_without_end_is_broken_off(site, monkeypatch):

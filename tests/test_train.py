@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_runs import CLASSES, CPU, BrokenDetector, learned_stats, stats_of, tiny_args, write_data, write_detector
+from tiny_runs import CLASSES, CPU, BrokenDetector, learned_stats, stats_of, tiny_args, write_detector
 from tiny_runs import train as tiny_run
 
 import calc_metrics
@@ -32,17 +32,6 @@ from training.state import TrainingState
 FULL = dict(batch=100, kimg=2, tick=1, snap=1, pairing_weight=0.05, pairing_target=0.5, metrics=["prdc10k5"])
 SHORT = dict(batch=252, kimg=1)  # 4 steps
 LAST = "network-snapshot-000001.safetensors"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a data set and a detector; caches go there, too."""
-    place = tmp_path_factory.mktemp("train")
-    write_data(place / "pics.zip")
-    write_detector(place / "pool.pt")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DNNLIB_CACHE_DIR", str(place / "cache"))
-        yield place
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import struct
 import threading
 import zipfile
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -48,7 +49,8 @@ CHANGED = "has changed since this process began to read the data set; bring back
 class FolderStore:
     """The files below a folder. Names are relative to it, with forward slashes; hidden files are left out.
 
-    A file whose checksum has been asked for is known from then on: reading it with other bytes in it is refused.
+    A file that was read is known from then on: reading it with other bytes in it is refused, and to see that it is the same, its size and time
+    are looked at before its bytes.
 
     Raises:
         UserError: the folder cannot be listed.
@@ -57,7 +59,8 @@ class FolderStore:
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         self.names = sorted(self._walk())
-        self._known: dict[str, tuple[int, int]] = {}
+        self._known: dict[str, tuple[int, int]] = {}  # size and CRC-32
+        self._stamps: dict[str, tuple[int, int]] = {}  # size and time of last change
 
     def _walk(self) -> list[str]:
         found = []
@@ -82,19 +85,25 @@ class FolderStore:
             data = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        if name in self._known and self._known[name] != _checksum(data):
+        found = _checksum(data)
+        if self._known.setdefault(name, found) != found:
             raise UserError(f"{path} {CHANGED}")
+        self._stamps[name] = status.st_size, status.st_mtime_ns  # of before: a file that changes meanwhile is looked at again
         return data
 
     def checksums(self, names: list[str]) -> list[tuple[int, int]]:
-        """(size, CRC-32) of each named file; reads all of them."""
-        self._known |= {name: _checksum(self.read(name)) for name in names}
+        """(size, CRC-32) of each named file; reads those that were not read yet."""
+        self._look_again(names)
         return [self._known[name] for name in names]
 
     def check_unchanged(self) -> None:
-        """Reads every known file again. Raises UserError at the first that has changed."""
-        for name in self._known:
-            self.read(name)
+        """Raises UserError at the first of the known files that holds other bytes now."""
+        self._look_again(self._known)
+
+    def _look_again(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self._stamps or self._stamps[name] != _stamp(self.path / name):
+                self.read(name)
 
     def where(self, name: str) -> str:
         """How messages name one file."""

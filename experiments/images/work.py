@@ -115,7 +115,7 @@ def measuring_command(run: PlannedRun) -> list[str] | None:
 def looking_command(run: PlannedRun) -> list[str] | None:
     """calc_metrics.py and its arguments to draw the sheets of the last snapshot; None if they are there or not wanted."""
     state = run.look()
-    if state.looked_at:
+    if state.looked_at or not state.finished:
         return None
     last = RunDir(state.path).snapshot(state.kimg)
     return [str(SCRIPTS / "calc_metrics.py"), "show", f"--fake={last.as_posix()}", f"--out={(state.path / SHEET_STEM).as_posix()}", *run.looking]

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 
-from dnnlib.json_files import parse_json
 from experiments.report.figures import SIGNALS
 from experiments.report.studies import Series, Study
 from metrics.runs import Group, Point, Run
+from training.history import STATS_FILE, read_signals
 
-STATS_FILE = "stats.jsonl"
 MOST_POINTS = 40  # of a curve
 SAME = 1e-9
 
 
 def signals_of(study: Study) -> Study | None:
-    """The same runs with their training signals for figures; those that never change are left out. None where there are none.
-
-    Names that speak of gradients are taken besides those of SIGNALS.
-    """
+    """The same runs with their training signals for figures; those that never change are left out. None where there are none."""
     read = {id(run): _read(run.path) for series in study.series for run in series.group.runs}
     last = max((kimg for points in read.values() for values in points.values() for kimg in values), default=0)
     series = [_with(one, read, last // MOST_POINTS + 1) for one in study.series]
     names = {name for one in series for run in one.group.runs for name in run.points}
     points = {}
-    for name in sorted(names, key=lambda name: (list(SIGNALS).index(name) if name in SIGNALS else len(SIGNALS), name)):
+    for name in sorted(names, key=list(SIGNALS).index):
         found = [point for one in series for run in one.group.runs for point in run.points.get(name, {}).values()]
         values = [point.value for point in found]
         if max(values) - min(values) > SAME and any(one.bands(name) for one in series):
@@ -44,20 +39,7 @@ def _with(series: Series, read: dict[int, dict[str, dict[int, Point]]], spacing:
 
 
 def _read(run: pathlib.Path) -> dict[str, dict[int, Point]]:
-    """Signal -> kimg -> its mean over a tick; lines and values that cannot be read are left out, of equal kimg the last counts."""
-    found: dict[str, dict[int, Point]] = {}
-    try:
-        lines = (run / STATS_FILE).read_bytes().splitlines()
-    except OSError:
-        return found
-    for text in lines:
-        try:
-            line = parse_json(text)
-            kimg = int(line["Progress/kimg"]["mean"])
-            means = {name: float(line[name]["mean"]) for name in line if name in SIGNALS or "grad" in name.lower()}
-        except (ValueError, KeyError, TypeError, OverflowError):
-            continue
-        for name, mean in means.items():
-            if math.isfinite(mean):
-                found.setdefault(name, {})[kimg] = Point(mean, STATS_FILE, None, f"{run / STATS_FILE}")
-    return {name: dict(sorted(values.items())) for name, values in found.items()}
+    """Signal -> kimg, rising -> its mean over a tick; of equal kimg the last counts."""
+    file, read = run / STATS_FILE, read_signals(run)
+    found = {name: {int(kimg): Point(mean, STATS_FILE, None, f"{file}") for kimg, mean in read[name]} for name in SIGNALS if name in read}
+    return {name: dict(sorted(points.items())) for name, points in found.items()}
