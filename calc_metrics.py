@@ -348,15 +348,17 @@ def _save(opts: EasyDict) -> None:
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--out", help="Common beginning of the files", metavar="PATH", default="metrics", show_default=True)
 @click.option("--title", help="Heading of the pictures", default="", metavar="TEXT")
-def plot(runs: tuple[str, ...], out: str, title: str) -> None:
+@click.option("--signals", help="Statistics of stats.jsonl to draw as well, as Loss/G/grad_norm", metavar="a,b", type=CommaList(), default="")
+def plot(runs: tuple[str, ...], out: str, title: str, signals: list[str]) -> None:
     """Draws what metric-*.jsonl of run directories say, over training: curves, and precision against recall and coverage; prints them as tables.
 
     Runs that differ by their seed only are one line with a band. Figures of different protocols are refused.
     """
+    from experiments.report.signals import with_signals
     from metrics import trajectories  # here, because it loads matplotlib, which measuring does without
 
     found = trajectories.load_runs([pathlib.Path(run) for run in runs])
-    for path in trajectories.plot(found, pathlib.Path(out), title):
+    for path in trajectories.plot(with_signals(found, signals), pathlib.Path(out), title):
         print(path)
     print("\n" + trajectories.markdown_tables(found))
 

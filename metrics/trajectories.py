@@ -113,8 +113,8 @@ def _same_balls(a: Point, b: Point) -> bool:
 
 
 def describe_protocols(points: Iterable[Point]) -> str:
-    """One line per metric that says how it was measured."""
-    metrics = {point.metric: point.protocol for point in points}
+    """One line per metric that says how it was measured; none for what has an empty protocol, the training's own statistics."""
+    metrics = {point.metric: point.protocol for point in points if point.protocol != {}}
     return "\n".join(f"{name}: {_describe(protocol)}" for name, protocol in sorted(metrics.items()))
 
 

@@ -101,7 +101,7 @@ def _legend_text(group: Group) -> str:
 
 def _better(name: str) -> str:
     """Which way is better, in words; nothing where neither way plainly is."""
-    if name.endswith(NEITHER) or name.startswith("density"):
+    if name.endswith(NEITHER) or name.startswith("density") or "/" in name:  # a slash: a statistic of the training
         return ""
     return "lower is better" if name.startswith(LOWER_IS_BETTER) else "higher is better"
 

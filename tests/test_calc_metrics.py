@@ -244,6 +244,19 @@ def test_plot_draws_what_was_measured(call, runs):
     assert "| kimg | prdc10k5" in table
 
 
+def test_plot_draws_statistics_of_the_training_beside_it(call, runs):
+    call("--metrics=prdc10k5", network=runs / "00000-a")
+    line = {"Loss/G/loss": {"num": 1, "mean": 0.5, "std": 0}, "Progress/kimg": {"num": 1, "mean": 1.0, "std": 0}}
+    (runs / "00000-a" / "stats.jsonl").write_text(json.dumps(line) + "\n")
+    plot = ["plot", str(runs / "00000-a"), f"--out={runs / 'drawn'}"]
+    result = CliRunner().invoke(calc_metrics.main, [*plot, "--signals=Loss/G/loss"], catch_exceptions=False)
+    assert "Loss/G/loss" not in result.stdout
+    (group,) = json.loads((runs / "drawn.json").read_text())["groups"]
+    assert group["figures"]["Loss/G/loss"]["mean"] == [0.5] and "prdc10k5_pool_coverage" in group["figures"]
+    with pytest.raises(UserError, match=r"no run has the statistic 'Loss/H'; in stats\.jsonl are Loss/G/loss, Progress/kimg"):
+        CliRunner().invoke(calc_metrics.main, [*plot, "--signals=Loss/H"], catch_exceptions=False, standalone_mode=False)
+
+
 def test_show_writes_sheets_of_images(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     sides = [f"--real={folder / 'data.zip'}", f"--fake={folder / 'network-snapshot-000004.safetensors'}", f"--detector={folder / 'pool.pt'}"]

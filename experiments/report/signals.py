@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable, Sequence
 
+from dnnlib import UserError
 from experiments.report.figures import SIGNALS
 from experiments.report.studies import Series, Study
 from metrics.runs import Group, Point, Run
@@ -16,7 +18,7 @@ SAME = 1e-9
 
 def signals_of(study: Study) -> Study | None:
     """The same runs with their training signals for figures; those that never change are left out. None where there are none."""
-    read = {id(run): _read(run.path) for series in study.series for run in series.group.runs}
+    read = {id(run): _read(run.path, SIGNALS) for series in study.series for run in series.group.runs}
     last = max((kimg for points in read.values() for values in points.values() for kimg in values), default=0)
     series = [_with(one, read, last // MOST_POINTS + 1) for one in study.series]
     names = {name for one in series for run in one.group.runs for name in run.points}
@@ -38,8 +40,18 @@ def _with(series: Series, read: dict[int, dict[str, dict[int, Point]]], spacing:
     return dataclasses.replace(series, group=Group(series.label, tuple(runs)))
 
 
-def _read(run: pathlib.Path) -> dict[str, dict[int, Point]]:
+def with_signals(runs: Sequence[Run], names: Sequence[str]) -> list[Run]:
+    """The same runs with statistics of their stats.jsonl for further figures. Raises UserError for one that none of the runs has."""
+    read = [_read(run.path, names) for run in runs]
+    for name in names:
+        if not any(name in points for points in read):
+            known = sorted({known for run in runs for known in read_signals(run.path)})
+            raise UserError(f"no run has the statistic {name!r}; in {STATS_FILE} are {', '.join(known) or 'none'}")
+    return [dataclasses.replace(run, points=run.points | points) for run, points in zip(runs, read)]
+
+
+def _read(run: pathlib.Path, names: Iterable[str]) -> dict[str, dict[int, Point]]:
     """Signal -> kimg, rising -> its mean over a tick; of equal kimg the last counts."""
     file, read = run / STATS_FILE, read_signals(run)
-    found = {name: {int(kimg): Point(mean, STATS_FILE, None, f"{file}") for kimg, mean in read[name]} for name in SIGNALS if name in read}
+    found = {name: {int(kimg): Point(mean, STATS_FILE, {}, f"{file}") for kimg, mean in read[name]} for name in names if name in read}
     return {name: dict(sorted(points.items())) for name, points in found.items()}
