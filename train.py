@@ -97,12 +97,14 @@ def run_rank(args: EasyDict, device: torch.device, continued: bool, rank_timeout
 
 
 def open_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.device]:
-    """The configuration of the run to continue. Raises UserError if other options are given with it, or the place has changed."""
-    others = sorted(typed - {"continue_run", "dry_run", "gpus", "rank_timeout", "trust_detector"})
+    """The configuration of the run to continue. Raises UserError if other options are given with it than its length, or the place has changed."""
+    others = sorted(typed - {"continue_run", "kimg", "dry_run", "gpus", "rank_timeout", "trust_detector"})
     if others:
-        raise UserError(f"--continue-run takes all options from the run folder; leave out --{others[0].replace('_', '-')}")
+        raise UserError(f"--continue-run takes all options but --kimg from the run folder; leave out --{others[0].replace('_', '-')}")
     run, args = RunDir.open(options.continue_run)
     args.run_dir = str(run.path)
+    if "kimg" in typed:
+        args.total_kimg = options.kimg
     if "gpus" in typed and options.gpus != args.num_gpus:
         raise UserError(f"--gpus={options.gpus}: the run was started with --gpus={args.num_gpus}, which an exact continuation keeps")
     return args, config.choose_device(args.device)
@@ -122,6 +124,8 @@ def reopen_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.devic
         again.precision = found.get("precision", again.precision)  # what `auto` meant where the run was started
     device = config.choose_device(found.device)
     wanted = as_easydict(json.loads(json.dumps(config.resolve(again, typed, inspect_data(again), device))))
+    if "kimg" in typed:
+        found.total_kimg = wanted.total_kimg  # no step depends on how many follow
     for name, old, new in config.differences(found, wanted):
         now = f"{new!r} in this command" if new is not None else "absent from this command"
         raise UserError(f"{name} is {old!r} in the run {run.path} and {now}; give the settings of the run, or another --outdir")

@@ -34,7 +34,9 @@ else:
     options = own if own.exists() else min((here / "options").iterdir())  # a probe has a folder elsewhere
     shutil.copy(options, run / "training_options.json")
 key = run.parent.name
-kimg = json.loads((run / "training_options.json").read_text())["total_kimg"]
+options = json.loads((run / "training_options.json").read_text())
+kimg = options["total_kimg"] = int(given.get("kimg") or options["total_kimg"])
+(run / "training_options.json").write_text(json.dumps(options))
 with open(run / "stats.jsonl", "a") as handle:
     for at in (0, kimg / 2, kimg):
         line = {"Progress/kimg": at, "Timing/sec_per_kimg": 2.0, "Timing/total_sec": 2.0 * at}

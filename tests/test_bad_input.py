@@ -265,7 +265,7 @@ def test_runs_that_cannot_be_continued(refused, good, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(good / "run", run)
     options = run / "training_options.json"
-    assert "leave out --kimg" in continuation(refused, run, "--kimg=2")
+    assert "leave out --seed" in continuation(refused, run, "--seed=2")
     assert "was started with --gpus=1" in continuation(refused, run, "--gpus=2")
     text = options.read_text()
     options.write_text(text[: len(text) // 2])

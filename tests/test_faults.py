@@ -1,6 +1,7 @@
 """What can befall a run, one fault after the other: each ends it with one clear sentence, or lets it go on, and it comes to the same end."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import pathlib
@@ -147,8 +148,7 @@ def test_the_same_command_goes_on_with_a_run(place, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--kimg=2", "total_kimg is 1 in the run {} and 2 in this command; give the settings of the run, or another --outdir"),
-        ("--seed=3", "random_seed is 0 in the run {} and 3 in this command"),
+        ("--seed=3", "random_seed is 0 in the run {} and 3 in this command; give the settings of the run, or another --outdir"),
         ("--gamma=3", "loss_kwargs.r1_gamma is"),
         ("--gpus=2", "batch_gpu is 512 in the run {} and 256 in this command"),
         ("--pairing-weight=0.1", "P_kwargs is None in the run {} and {{"),
@@ -160,6 +160,24 @@ def test_a_setting_that_matters_is_not_changed_under_way(place, tmp_path, option
     with pytest.raises(UserError) as refused:
         invoke(command_of(place, tmp_path / "00000-run", option))
     assert sentence.format(tmp_path / "00000-run") in str(refused.value)
+
+
+def test_a_finished_run_is_made_longer(args, whole):
+    """It ends with the weights of a run that was given that length from the start."""
+    args.total_kimg = 1
+    assert run_on(args) == 0 and RunDir(args.run_dir).is_finished(1)
+    args.total_kimg = 2
+    assert run_on(args) == 0 and RunDir.open(args.run_dir)[1].total_kimg == 2
+    last = "network-snapshot-000002.safetensors"
+    assert pathlib.Path(args.run_dir, last).read_bytes() == (whole / last).read_bytes()
+
+
+@pytest.mark.parametrize("again", [lambda run: [f"--continue-run={run}"], lambda run: command_of(run.parent, run)])
+def test_either_way_of_going_on_takes_another_length(place, tmp_path, again):
+    shutil.copy(place / "pics.zip", tmp_path)
+    RunDir.create(train.configure(*options_of(command_of(tmp_path, tmp_path / "00000-run"))))
+    result = invoke([*again(tmp_path / "00000-run"), "--kimg=3", "--dry-run"])
+    assert json.loads(result.stdout)["total_kimg"] == 3
 
 
 def options_of(arguments):

@@ -54,7 +54,7 @@ def scripts(tmp_path):
     return tmp_path / "scripts"
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=120):
     """Waits until a condition holds; fails after a while."""
     end = time.time() + seconds
     while not condition():
@@ -89,10 +89,23 @@ def test_what_is_missing_is_made_and_nothing_else(plan, scripts):
     metrics.write_bytes(metrics.read_bytes().splitlines(keepends=True)[0] + b'{"results": {"prdc')  # killed in measuring
     assert [str(run.look()) for run in plan.runs] == ["measured", "partial at 1 kimg", "finished, 1 of 2 snapshots measured"]
     assert run_plan(plan, How(workers=1)) == []
-    assert calls(scripts) == [("continue", second.key), ("measure", second.key), ("measure", third.key)]
+    assert calls(scripts) == [("continue", second.key), ("measure", second.key), ("look", second.key), ("measure", third.key)]
     (third.look().path / SHEET).unlink()
     assert str(third.look()) == "finished, 2 of 2 snapshots measured, sheets missing"
-    assert run_plan(plan, How(workers=1)) == [] and calls(scripts)[3:] == [("look", third.key)]
+    assert run_plan(plan, How(workers=1)) == [] and calls(scripts)[4:] == [("look", third.key)]
+
+
+def test_a_plan_of_longer_runs_takes_the_shorter_ones_further(plan, scripts):
+    assert run_plan(plan, How(workers=2)) == []
+    longer = plan.runs[0]
+    options = {**longer.options, "total_kimg": longer.kimg + 1}
+    longer = dataclasses.replace(longer, kimg=longer.kimg + 1, options=options)
+    (scripts / "calls.txt").unlink()
+    assert str(longer.look()) == "partial at 1 kimg"
+    assert run_plan(dataclasses.replace(plan, runs=[longer]), How(workers=1)) == []
+    assert calls(scripts) == [(word, longer.key) for word in ("continue", "measure", "look")]
+    with pytest.raises(UserError, match=r"other settings \(total_kimg 2 instead of 1\)"):
+        plan.runs[0].look()
 
 
 def test_a_failure_is_kept_apart_and_told(plan, scripts):

@@ -119,6 +119,12 @@ class RunDir:
             raise UserError(f"--continue-run={path}: {OPTIONS_FILE} is of another program, it has no usable {missing[0]!r}")
         return run, args
 
+    def set_length(self, total_kimg: int) -> None:
+        """Takes down in training_options.json how long the run is to be, if it was begun with another length."""
+        args = read_json(self / OPTIONS_FILE)
+        if args["total_kimg"] != total_kimg:
+            atomic_write_text(self / OPTIONS_FILE, json.dumps(args | {"total_kimg": total_kimg}, indent=2) + "\n")
+
     def __truediv__(self, name: str) -> pathlib.Path:
         return self.path / name
 

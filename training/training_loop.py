@@ -319,6 +319,7 @@ def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continue
         if trainer.is_writer:
             stack.enter_context(trainer.run.hold())
             stack.enter_context(Logger(trainer.run / LOG_FILE))
+            trainer.run.set_length(args.total_kimg)
         stack.enter_context(trainer.stopping)
         trainer.describe()
         for line in transferred:

@@ -15,7 +15,7 @@ from experiments.images.commands import ROOT
 from experiments.images.folder_lock import hold
 from experiments.images.guard import end_tree
 from experiments.images.plan import PlannedRun
-from experiments.images.run_state import SHEET_STEM
+from experiments.images.run_state import SHEET, SHEET_STEM
 from training.run_files import RunDir
 
 OUTPUT = "output.txt"
@@ -81,6 +81,8 @@ def make_run(
                 arguments = command(run)
                 if arguments is not None and not (stop and stop.is_set()):
                     say(step)
+                    if step == "training" and (path := run.look().path):
+                        (path / SHEET).unlink(missing_ok=True)  # of an end that is not the end any more
                     execute(arguments, run.parent / OUTPUT, environment or {}, stop)
             state = run.look()
             if state.is_measured:
@@ -98,7 +100,7 @@ def training_command(run: PlannedRun) -> list[str] | None:
     if state.path is None:
         return [str(SCRIPTS / "train.py"), *run.arguments]
     gpus = [f"--gpus={run.gpus}"] if run.gpus > 1 else []
-    return [str(SCRIPTS / "train.py"), f"--continue-run={state.path.as_posix()}", *gpus]
+    return [str(SCRIPTS / "train.py"), f"--continue-run={state.path.as_posix()}", f"--kimg={run.kimg}", *gpus]
 
 
 def measuring_command(run: PlannedRun) -> list[str] | None:
