@@ -331,7 +331,7 @@ def test_processes_at_once_download_once(server, tmp_path):
     processes = [context.Process(target=_fetch_in_process, args=(f"{server.url}/net.pkl", tmp_path, results)) for _ in range(3)]
     for process in processes:
         process.start()
-    assert [results.get(timeout=20) for _ in processes] == [True] * 3
+    assert [results.get(timeout=60) for _ in processes] == [True] * 3
     for process in processes:
         process.join()
     assert len(server.requests) == 1
