@@ -62,6 +62,11 @@ def _question(name: str, title: str, setting: str, methods: Sequence[str]) -> Im
     return ImageExperiment(name, title, _rows(setting, methods))
 
 
+def _collapse(setting: str) -> tuple[Row, ...]:
+    """Few images, in the middle of the training and at its end."""
+    return tuple(Row(method, setting, label=f"{method}, {{kimg:,}} kimg", mark=mark) for mark in (0, LAST) for method in _SMALL)
+
+
 def _half_and_full() -> tuple[Row, ...]:
     """Appendix B: two lengths, with and without ADA; its printed rows belong to none of them for certain."""
     rows = []
@@ -116,7 +121,9 @@ _ALL = (
     ),
     ImageExperiment("figure5", "Figure 5: precision against recall and coverage over training, with ADA.", _rows("ada", _T4), of_paper=True),
     *(
-        _question(f"collapse-{size}", f"Trained on {size:,} images, measured against all: who collapses, and when?", f"subset-{size}", _SMALL)
+        ImageExperiment(
+            f"collapse-{size}", f"Trained on {size:,} images, measured against all: who collapses, and when?", _collapse(f"subset-{size}")
+        )
         for size in (500, 2000, 5000)
     ),
     _question("shuffled", "A control: the pairing network sees the latents shuffled.", "noaug", (*_PAIR, "Pairing-GAN(shuffled)")),

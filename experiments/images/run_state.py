@@ -79,7 +79,7 @@ def settings_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
 
 
 def look(parent: pathlib.Path, wanted: Mapping[str, Any], metrics: Sequence[str], detector: str | None) -> RunState:
-    """What is there of the run with options `wanted` below `parent`; a run that is like it but shorter is its beginning.
+    """What is there of the run with options `wanted` below `parent`. A run that is like it but shorter is its beginning, a longer one holds it.
 
     Raises:
         UserError: a run of other options is there; it names the difference.
@@ -88,10 +88,7 @@ def look(parent: pathlib.Path, wanted: Mapping[str, Any], metrics: Sequence[str]
     if not folders:
         return RunState()
     for folder in folders:
-        found = read_options(folder)
-        if isinstance(kimg := found.get("total_kimg"), int) and kimg < wanted["total_kimg"]:
-            found["total_kimg"] = wanted["total_kimg"]
-        if changed := settings_difference(found, wanted):
+        if changed := settings_difference(read_options(folder) | {"total_kimg": wanted["total_kimg"]}, wanted):
             raise UserError(f"{folder} is a run with other settings ({changed}); give another --out, or move that folder away")
     return max((look_at(folder, wanted["total_kimg"], metrics, detector) for folder in folders), key=lambda state: (state.finished, state.kimg))
 
