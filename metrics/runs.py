@@ -20,13 +20,14 @@ from dnnlib.json_files import parse_json, read_json
 
 OPTIONS_FILE = "training_options.json"
 SEED = "random_seed"
-# What a run writes and measures, and where; none of it changes the networks that come out.
+# How long a run is, what it writes and measures, and where; none of it changes the networks after so and so many images.
 BOOKKEEPING = {SEED, "run_dir", "metrics", "detector", "metric_seed", "keep_snapshots", "best_metric", "wandb", "data_loader_kwargs"}
-BOOKKEEPING |= {"image_snapshot_ticks", "network_snapshot_ticks"}
+BOOKKEEPING |= {"image_snapshot_ticks", "network_snapshot_ticks", "total_kimg"}
 # Beginnings of the figures that are better when lower, and endings of those for which neither way is better.
 LOWER_IS_BETTER = ("fid", "kid", "ppl", "collision")
 NEITHER = ("_std", "_density")
 ABSENT = object()
+NEAR = 0.015  # snapshots whose kimg differ by no more than this share are one: the ticks of a run that was taken further lie elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Band:
     """A figure over training for several runs.
 
     Attributes:
-        kimg: int [T], at which every one of the runs was measured.
+        kimg: int [T], at which every one of the runs was measured; where runs differ by up to `NEAR`, that of the first.
         values: float64 [runs, T].
     """
 
@@ -100,10 +101,18 @@ class Group:
     def bands(self, *figures: str) -> list[Band]:
         """One band per figure, all over the same runs and kimg: the runs that have all figures, where all of these were measured."""
         runs = self.having(*figures)
-        sets = [set(run.points[figure]) for run in runs for figure in figures]
-        kimg = sorted(set.intersection(*sets)) if sets else []
-        table = [[[run.points[figure][k].value for k in kimg] for run in runs] for figure in figures]
-        return [Band(np.array(kimg, dtype=int), np.array(values, dtype=float).reshape(len(runs), len(kimg))) for values in table]
+        measured = [sorted(set.intersection(*(set(run.points[figure]) for figure in figures))) for run in runs]
+        places = [[_nearest(own, k) for own in measured] for k in (measured[0] if runs else ())]
+        places = [place for place in places if None not in place]
+        kimg = np.array([place[0] for place in places], dtype=int)
+        table = [[[run.points[figure][place[r]].value for place in places] for r, run in enumerate(runs)] for figure in figures]
+        return [Band(kimg, np.array(values, dtype=float).reshape(len(runs), len(kimg))) for values in table]
+
+
+def _nearest(measured: Sequence[int], kimg: int) -> int | None:
+    """The one of `measured` that counts as `kimg`; None if there is none."""
+    found = min(measured, key=lambda k: abs(k - kimg), default=None)
+    return found if found is not None and abs(found - kimg) <= NEAR * kimg else None
 
 
 def load_runs(paths: Iterable[pathlib.Path | str]) -> list[Run]:

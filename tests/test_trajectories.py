@@ -1,5 +1,6 @@
 """Runs over training: points, bands and groups are those of the lines; different protocols are refused; pictures and numbers are written whole."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -129,6 +130,20 @@ def test_runs_that_differ_by_seed_and_folder_only_are_one_group_with_a_band(tmp_
     np.testing.assert_allclose(band.mean, [0.2, 0.6])
     assert (band.values.min(axis=0).tolist(), band.values.max(axis=0).tolist()) == ([0.1, 0.5], [0.3, 0.7])
     assert [run.seed for run in group.runs] == [0, 1, 2]
+
+
+def test_runs_of_several_lengths_are_one_group_over_what_they_share(tmp_path):
+    """The ticks of a run that was taken further lie a little elsewhere; what lies further apart is not put together."""
+    curves = [{0: 0.1, 150: 0.2, 300: 0.3}, {0: 0.3, 152: 0.4, 305: 0.5}, {0: 0.5, 150: 0.6}]
+    folders = [
+        write_run(tmp_path / f"a{seed}", {"prdc50k3_coverage": curve}, {**OPTIONS, "random_seed": seed, "total_kimg": max(curve)})
+        for seed, curve in enumerate(curves)
+    ]
+    (group,) = runs.group_runs(runs.load_runs(folders))
+    (band,) = group.bands("prdc50k3_coverage")
+    assert band.kimg.tolist() == [0, 150] and band.values.tolist() == [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
+    (band,) = dataclasses.replace(group, runs=group.runs[:2]).bands("prdc50k3_coverage")
+    assert band.kimg.tolist() == [0, 150]
 
 
 def test_bands_are_over_what_all_runs_of_the_group_were_measured_at(tmp_path):
