@@ -255,7 +255,7 @@ def test_a_run_of_a_further_seed_is_adopted(plan, tmp_path):
 
 def test_runs_that_do_not_fit_are_refused_by_name_and_none_is_taken(plan, tmp_path):
     good = by_hand(plan, tmp_path, 0)
-    for found, changes in (("total_kimg 7 instead of 1", {"total_kimg": 7}), ("batch_size 8 instead of 32", {"batch_size": 8})):
+    for found, changes in (("ema_kimg 7 instead of ", {"ema_kimg": 7}), ("batch_size 8 instead of 32", {"batch_size": 8})):
         bad = fake_run(dataclasses.replace(plan.runs[1], parent=tmp_path / found), **changes)
         with pytest.raises(UserError, match=found):
             adopt([good, bad], plan.choice)

@@ -96,6 +96,7 @@ def test_what_is_missing_is_said(out):
     (run_folder(out, "smoke-noaug-ms-gan-r1-seed1") / "metric-prdc10k5_embedded.jsonl").unlink()
     table3 = table(out, "table3")
     assert [len(row.runs) for row in table3.rows] == [3, 2, 1] and "3 of 9 runs are not measured yet" in table3.note
+    assert "1 of 12 runs are not measured yet" in table(out, "tableB").note  # its rows look at each run twice
     assert math.isnan(table3.rows[2].ours["recall"][1])
     c4, c4b = table3.claims
     assert c4.holds is None and "too few seeds: 2" in c4.text and c4b.holds is None and "too few seeds: 1" in c4b.text

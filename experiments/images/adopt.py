@@ -58,6 +58,7 @@ def _counterpart(folder: pathlib.Path, plan: Plan) -> PlannedRun:
         known = ", ".join(dict.fromkeys(run.method for run in plan.runs))
         of = "is not in this plan" if method in METHODS else "is no method of this project"
         raise UserError(f"{folder}: {method} {of}, which has {known}")
+    candidates.sort(key=lambda run: abs(run.kimg - int(options.get("total_kimg", 0))))  # plans may want a method at several lengths
     differences = [(settings_difference(options, run.options), run) for run in candidates]
     for changed, run in differences:
         if not changed:
@@ -65,7 +66,7 @@ def _counterpart(folder: pathlib.Path, plan: Plan) -> PlannedRun:
             if not state.finished:
                 raise UserError(f"{folder} is not finished: {state.kimg} of {run.kimg} kimg; finish it with train.py --continue-run first")
             return run
-    changed, run = min(differences, key=lambda pair: abs(pair[1].kimg - int(options.get("total_kimg", 0))))
+    changed, run = differences[0]
     raise UserError(f"{folder} is not {run.key}: {changed}")
 
 

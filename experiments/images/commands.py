@@ -16,7 +16,7 @@ from training.dataset import ImageFolderDataset
 from training.options import Options, add_options
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-UNPLANNED = config.PLACE - {"network_snapshot_ticks"}  # what does not tell a planned run from another; its snapshots do
+UNPLANNED = config.PLACE - {"network_snapshot_ticks"}  # what does not tell a planned run from another; its snapshots do, its length does not
 
 
 def parse_options(arguments: Sequence[str]) -> tuple[Options, set[str]]:
@@ -49,7 +49,7 @@ def configuration(arguments: Sequence[str], data: config.DataInfo) -> EasyDict:
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The first setting in which two configurations differ, as "total_kimg 60 instead of 8000"; empty if what is trained is the same."""
+    """The first setting in which two configurations differ, as "batch_size 32 instead of 64"; empty if what is trained is the same."""
     for name, old, new in config.differences(found, wanted, UNPLANNED):
         return f"{name} {_in_words(old)} instead of {_in_words(new)}"
     return ""

@@ -218,11 +218,13 @@ class _Loader:
             setting, augmentation = self.budget.setting(row.setting), "ada" if row.method.endswith("-ADA") else "noaug"
             weight = self.budget.r1_weight(setting, augmentation)
             weights[f"R1 {weight.gamma:g} with {augmentation} ({weight.reason})"] = None
-        missing = len(own) * self.seeds - sum(len(row.runs) for row in rows)
+        runs = {(row.method, self.budget.setting(row.setting), seed) for row in own for seed in range(self.seeds)}  # rows at two lengths share theirs
+        found = [(row, {run.seed for run in shown.runs}) for row, shown in zip(experiment.rows, rows) if row.method]
+        missing = {(row.method, self.budget.setting(row.setting), seed) for row, have in found for seed in range(self.seeds) if seed not in have}
         lengths = ", ".join(f"{value:,}" for value in kimg)
         parts = [self.budget.note, f"Trained on {self.data}, measured at {lengths} kimg.", f"{'; '.join(weights)}."]
         parts += [f"Published figures: {experiment.source}."] if experiment.source else []
-        parts += [f"{missing} of {len(own) * self.seeds} runs are not measured yet."] if missing else []
+        parts += [f"{len(missing)} of {len(runs)} runs are not measured yet."] if missing else []
         return " ".join(parts)
 
 

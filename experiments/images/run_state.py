@@ -88,7 +88,7 @@ def look(parent: pathlib.Path, wanted: Mapping[str, Any], metrics: Sequence[str]
     if not folders:
         return RunState()
     for folder in folders:
-        if changed := settings_difference(read_options(folder) | {"total_kimg": wanted["total_kimg"]}, wanted):
+        if changed := settings_difference(read_options(folder), wanted):
             raise UserError(f"{folder} is a run with other settings ({changed}); give another --out, or move that folder away")
     return max((look_at(folder, wanted["total_kimg"], metrics, detector) for folder in folders), key=lambda state: (state.finished, state.kimg))
 
