@@ -352,7 +352,7 @@ def _save(opts: EasyDict) -> None:
 def plot(runs: tuple[str, ...], out: str, title: str, signals: list[str]) -> None:
     """Draws what metric-*.jsonl of run directories say, over training: curves, and precision against recall and coverage; prints them as tables.
 
-    Runs that differ by their seed only are one line with a band. Figures of different protocols are refused.
+    Runs that differ by seed and length only are one line with a band. Figures of different protocols are refused.
     """
     from experiments.report.signals import with_signals
     from metrics import trajectories  # here, because it loads matplotlib, which measuring does without

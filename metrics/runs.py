@@ -5,6 +5,7 @@ Drawing them is `metrics.trajectories`' work; the lines themselves are written b
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import json
 import math
@@ -84,7 +85,7 @@ class Band:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that differ by their seed only.
+    """Runs that differ by seed and length only.
 
     Attributes:
         label: what tells the group from the others.
@@ -110,8 +111,9 @@ class Group:
 
 
 def _nearest(measured: Sequence[int], kimg: int) -> int | None:
-    """The one of `measured` that counts as `kimg`; None if there is none."""
-    found = min(measured, key=lambda k: abs(k - kimg), default=None)
+    """The one of `measured`, which rise, that counts as `kimg`; None if there is none."""
+    place = bisect.bisect_left(measured, kimg)
+    found = min(measured[max(place - 1, 0) : place + 1], key=lambda k: abs(k - kimg), default=None)
     return found if found is not None and abs(found - kimg) <= NEAR * kimg else None
 
 

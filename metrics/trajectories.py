@@ -2,7 +2,7 @@
 
     plot(load_runs(["runs/00000-a", "runs/00001-b"]), pathlib.Path("compared"))
 
-writes compared-planes and compared-curves as .png and .svg, and compared.json with every number in them. Runs that differ by their seed only
+writes compared-planes and compared-curves as .png and .svg, and compared.json with every number in them. Runs that differ by seed and length only
 are one line, their mean, with a band from the lowest to the highest. Reading and grouping is `metrics.runs`, drawing `metrics.trajectory_figures`.
 """
 

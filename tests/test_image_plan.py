@@ -253,6 +253,12 @@ def test_a_run_of_a_further_seed_is_adopted(plan, tmp_path):
     assert adopt([by_hand(plan, tmp_path, random_seed=4)], plan.choice)[0].seed == 4
 
 
+def test_a_longer_run_is_adopted(plan, tmp_path):
+    """It holds what the plan wants; tables look at the plan's kimg."""
+    (run,) = adopt([by_hand(plan, tmp_path, 0, total_kimg=7)], plan.choice)
+    assert run.key == plan.runs[0].key and run.look().finished
+
+
 def test_runs_that_do_not_fit_are_refused_by_name_and_none_is_taken(plan, tmp_path):
     good = by_hand(plan, tmp_path, 0)
     for found, changes in (("ema_kimg 7 instead of ", {"ema_kimg": 7}), ("batch_size 8 instead of 32", {"batch_size": 8})):
