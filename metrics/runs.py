@@ -31,6 +31,13 @@ ABSENT = object()
 NEAR = 0.015  # snapshots whose kimg differ by no more than this share are one: the ticks of a run that was taken further lie elsewhere
 
 
+def direction(figure: str) -> str:
+    """Which way a figure, column or signal is better: "higher", "lower", or nothing where neither plainly is."""
+    if "/" in figure or figure.endswith(NEITHER) or figure.startswith("density"):  # a slash: no measurement but a statistic of the training
+        return ""
+    return "lower" if figure.lower().startswith(LOWER_IS_BETTER) else "higher"
+
+
 @dataclasses.dataclass(frozen=True)
 class Point:
     """One figure of one snapshot.

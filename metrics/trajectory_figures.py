@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from metrics.runs import LOWER_IS_BETTER, NEITHER, Group, Point
+from metrics.runs import LOWER_IS_BETTER, Group, Point, direction
 
 WIDTH, NARROW = 9.0, 6.0  # inches, the narrow one for a single panel; a README shows them about two thirds as large as they are saved
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -59,7 +59,7 @@ def draw_curves(groups: Sequence[Group], points: Mapping[str, Point], title: str
         for number, group in enumerate(groups):
             _draw_curve(axis, group, name, _style(number))
         axis.set_title(name, fontsize=LABEL_SIZE, color=INK)
-        axis.set_ylabel(_better(name), fontsize=SMALL_SIZE, color=FAINT)
+        axis.set_ylabel(f"{way} is better" if (way := direction(name)) else "", fontsize=SMALL_SIZE, color=FAINT)
         if index >= len(points) - 3:
             axis.set_xlabel("thousand real images (kimg)", fontsize=SMALL_SIZE)
         _set_scale(axis, name, groups)
@@ -97,13 +97,6 @@ def _style(index: int) -> dict[str, Any]:
 
 def _legend_text(group: Group) -> str:
     return group.label if len(group.runs) == 1 else f"{group.label}  ({len(group.runs)} seeds)"
-
-
-def _better(name: str) -> str:
-    """Which way is better, in words; nothing where neither way plainly is."""
-    if name.endswith(NEITHER) or name.startswith("density") or "/" in name:  # a slash: a statistic of the training
-        return ""
-    return "lower is better" if name.startswith(LOWER_IS_BETTER) else "higher is better"
 
 
 def _draw_curve(axis: Axes, group: Group, name: str, style: Mapping[str, Any]) -> None:

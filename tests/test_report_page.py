@@ -11,11 +11,12 @@ from report_runs import CLAIMS, COLUMNS, FIGURES, KIMG, PAPER, make_table, make_
 
 from dnnlib import UserError
 from experiments.report import axes, samples
-from experiments.report.figures import direction, kind_of
+from experiments.report.figures import kind_of
 from experiments.report.markup import VOID, Markup, element, join, number, with_spread
 from experiments.report.page import HTML_FILE, JSON_FILE, MARKDOWN_FILE, make_page
 from experiments.report.signals import MOST_POINTS, signals_of
 from experiments.report.studies import collect, find_studies
+from metrics.runs import direction
 
 HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(2)>&amp;</td>'
 LOADS = {"src", "href", "data", "srcset", "poster", "action", "background", "xlink:href"}

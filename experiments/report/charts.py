@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from experiments.report.axes import Axis, axis_around, axis_of_heights, spread_out, tick_text
-from experiments.report.figures import direction, kind_of, title_of
+from experiments.report.figures import kind_of, title_of
 from experiments.report.markup import Markup, element, join, number
 from experiments.report.studies import Series, Study
-from metrics.runs import Band
+from metrics.runs import Band, direction
 from metrics.trajectories import Plane
 from metrics.trajectory_figures import convex_hull
 

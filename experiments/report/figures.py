@@ -1,8 +1,6 @@
-"""Names of figures: what they measure, in which order they stand, and which way is better."""
+"""Names of figures: what they measure, and in which order they stand."""
 
 from __future__ import annotations
-
-from metrics.runs import LOWER_IS_BETTER, NEITHER
 
 ORDER = ("coverage", "precision", "recall", "density", "fid", "kid", "is", "collision", "pairing")
 WORDS = {"fid": "FID", "kid": "KID", "is": "Inception Score", "ppl": "Path length", "pairing": "Pairing accuracy"}
@@ -44,10 +42,3 @@ def title_of(figure: str) -> str:
         return SIGNALS.get(figure, figure)
     kind = kind_of(figure)
     return WORDS.get(kind, kind[:1].upper() + kind[1:])
-
-
-def direction(figure: str) -> str:
-    """Which way is better: "higher", "lower", or nothing where neither plainly is."""
-    if "/" in figure or figure.endswith(NEITHER) or figure.startswith("density"):  # a slash: no measurement but a signal of the training
-        return ""
-    return "lower" if figure.lower().startswith(LOWER_IS_BETTER) else "higher"

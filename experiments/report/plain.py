@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from dnnlib.format import format_time
 from experiments.paper.tables import aligned
-from experiments.report.figures import direction
 from experiments.report.markup import NONE, with_spread
 from experiments.report.studies import Study, seed_of
 from experiments.report.tables import ARROWS, VERDICTS, published_text
+from metrics.runs import direction
 from metrics.trajectories import as_json, describe_protocols
 
 if TYPE_CHECKING:

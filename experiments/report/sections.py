@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from dnnlib.format import format_time
 from dnnlib.json_files import parse_json
 from experiments.report.charts import curve_chart, plane_chart, style
-from experiments.report.figures import direction, title_of
+from experiments.report.figures import title_of
 from experiments.report.markup import NONE, Markup, count, element, join, row_head, scroll_box, table_of
 from experiments.report.plain import numbers_of
 from experiments.report.signals import signals_of
 from experiments.report.studies import Series, Study, options_that_differ, read_options, seed_of
 from experiments.report.tables import ARROWS, Anchors
+from metrics.runs import direction
 from metrics.trajectories import describe_protocols
 
 if TYPE_CHECKING:

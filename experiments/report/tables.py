@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from experiments.report.axes import Axis
-from experiments.report.figures import direction, title_of
+from experiments.report.figures import title_of
 from experiments.report.markup import NONE, Markup, count, element, join, row_head, scroll_box, table_of, with_spread
 from experiments.report.studies import seed_of
+from metrics.runs import direction
 
 if TYPE_CHECKING:
     import pathlib
