@@ -39,7 +39,8 @@ class PairingNetwork(nn.Module):
         img_resolution, img_channels: size of the images; the resolution is a power of two of at least 8.
         embed_dim: length of the embeddings.
         channel_base, channel_max: feature maps at resolution r are channel_base / r, at least 16 and at most channel_max.
-        latent_features, latent_layers: width and depth of the latent tower.
+        latent_features, latent_layers: features and depth of the latent tower.
+        width: multiplies the feature maps and features of both towers, not the embedding.
 
     Raises:
         ValueError: the resolution is no power of two of at least 8.
@@ -55,6 +56,7 @@ class PairingNetwork(nn.Module):
         channel_max: int = 128,
         latent_features: int = 256,
         latent_layers: int = 3,
+        width: int = 1,
     ):
         super().__init__()
         if img_resolution < MIN_RESOLUTION or img_resolution & (img_resolution - 1):
@@ -63,7 +65,7 @@ class PairingNetwork(nn.Module):
         self.z_dim, self.img_resolution, self.img_channels, self.embed_dim = z_dim, img_resolution, img_channels, embed_dim
 
         def channels(resolution: int) -> int:
-            return min(max(channel_base // resolution, MIN_CHANNELS), channel_max)
+            return width * min(max(channel_base // resolution, MIN_CHANNELS), channel_max)
 
         resolution = img_resolution // 2
         blocks: list[nn.Module] = [Conv2dLayer(img_channels, channels(resolution), kernel_size=3, activation="lrelu", down=2)]
@@ -74,7 +76,7 @@ class PairingNetwork(nn.Module):
         self.image_head = nn.Sequential(
             FullyConnectedLayer(channels(4) * 16, channels(4), activation="lrelu"), FullyConnectedLayer(channels(4), embed_dim)
         )
-        features = [z_dim] + [latent_features] * (latent_layers - 1)
+        features = [z_dim] + [width * latent_features] * (latent_layers - 1)
         layers = [FullyConnectedLayer(a, b, activation="lrelu") for a, b in zip(features, features[1:])]
         self.latent_tower = nn.Sequential(*layers, FullyConnectedLayer(features[-1], embed_dim))
 

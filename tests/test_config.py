@@ -245,6 +245,7 @@ def test_impossible_batches_are_refused(typed, message):
         (dict(graphs="on"), "--graphs=on"),
         (dict(subset=1001), "--subset=1001: the data set has 1000 images"),
         (dict(pairing_tau=0.2), "--pairing-tau without --pairing-weight"),
+        (dict(pairing_width=2), "--pairing-width without --pairing-weight"),
         (dict(pairing_mode="binary"), "--pairing-mode without --pairing-weight"),
         (dict(pairing_weight=0.05, pairing_mode="binary", pairing_extra=9), "--pairing-extra=9 needs --pairing-mode=infonce"),
         (dict(pairing_weight=0.05, pairing_near=0.5), "--pairing-near=0.5 places the negatives of --pairing-extra, which is 0"),

@@ -115,6 +115,16 @@ def test_network_gives_unit_rows_at_every_size(resolution, channels):
         PairingNetwork(12, 4, 3)
 
 
+def test_width_multiplies_both_towers_and_not_the_embedding():
+    plain, wide = PairingNetwork(12, 32, 3, embed_dim=16), PairingNetwork(12, 32, 3, embed_dim=16, width=3)
+    for (name, a), b in zip(plain.named_parameters(), wide.parameters()):
+        first, last = name.startswith(("image_tower.0", "latent_tower.0")), name.startswith(("image_head.1", "latent_tower.2"))
+        shape = [size if last else 3 * size for size in a.shape[:1]] + [size if first else 3 * size for size in a.shape[1:2]]
+        assert list(b.shape) == [*shape, *a.shape[2:]], name
+    e_x, e_z = wide(torch.randn(2, 3, 32, 32), torch.randn(2, 12))
+    assert e_x.shape == e_z.shape == (2, 16)
+
+
 def test_network_learns_to_identify_latents_of_an_invertible_map_and_not_of_a_collapsed_one():
     torch.manual_seed(0)
     mixing = torch.randn(8, 3 * 16 * 16) / 3

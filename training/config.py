@@ -87,7 +87,7 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
     if o.pairing_weight > 0 and data.resolution < MIN_RESOLUTION:
         found = f"{data.resolution}x{data.resolution}"
         raise UserError(f"--pairing-weight needs images of at least {MIN_RESOLUTION}x{MIN_RESOLUTION} pixels, the data set has {found}")
-    pairing_only = {f"pairing_{name}" for name in ("tau", "mode", "space", "dim", "lr", "gather", "shuffle", "extra", "near", "warmup", "target")}
+    pairing_only = {f"pairing_{name}" for name in ("tau", "mode", "space", "dim", "width", "lr", "gather", "shuffle", "extra", "near", "warmup", "target")}
     if "pairing_weight" not in typed and typed & pairing_only:  # a typed weight of 0 is the baseline of a sweep
         given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & pairing_only))
         raise UserError(f"{given} without --pairing-weight: the weight is 0, so there is no pairing network")
@@ -195,6 +195,8 @@ def _loss(args: EasyDict, o: Options, preset: Preset) -> None:
         if o.pairing_extra:
             args.loss_kwargs.update(pairing_extra=o.pairing_extra, pairing_near=1.0 if o.pairing_near is None else o.pairing_near)
         args.P_kwargs = EasyDict(class_name="pairing.network.PairingNetwork", embed_dim=o.pairing_dim)
+        if o.pairing_width != 1:
+            args.P_kwargs.width = o.pairing_width
         args.P_opt_kwargs = EasyDict(lr=o.pairing_lr or preset.lrate)
         if o.pairing_target is not None:
             args.pairing_target = o.pairing_target

@@ -106,6 +106,7 @@ class Options:
     pairing_mode: str = _pairing("infonce", click.Choice(PAIRING_MODES), "identify the latent among all of the batch, or judge single pairs")
     pairing_space: str = _pairing("z", click.Choice(PAIRING_SPACES), "latents to identify")
     pairing_dim: int = _pairing(128, COUNT, "length of the pairing embeddings")
+    pairing_width: int = _pairing(1, COUNT, "width of both towers of the pairing network, in multiples of its default")
     pairing_lr: float | None = _pairing(None, click.FloatRange(min=0, min_open=True), "learning rate of the pairing network", shown="that of G")
     pairing_gather: bool = _pairing(True, bool, "use the latents of all GPUs as negatives")
     pairing_shuffle: bool = _pairing(False, bool, "control: the pairing network sees the latents in another order")

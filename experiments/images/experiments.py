@@ -9,6 +9,7 @@ from dnnlib import UserError
 from experiments.paper import numbers
 
 LAST = -1
+FEWEST = 500  # images
 COLUMNS = ("precision", "recall", "coverage", "FID")
 
 
@@ -58,13 +59,16 @@ def _rows(setting: str, methods: Sequence[str], paper: numbers.Figures | None = 
     return tuple(Row(method, setting, (paper or {}).get(method, {})) for method in methods)
 
 
-def _question(name: str, title: str, setting: str, methods: Sequence[str]) -> ImageExperiment:
-    return ImageExperiment(name, title, _rows(setting, methods))
+def _few(size: int, methods: Sequence[str]) -> tuple[Row, ...]:
+    """Trained on few images; in the middle of the training and at its end."""
+    return tuple(Row(method, f"subset-{size}", label=f"{method}, {{kimg:,}} kimg", mark=mark) for mark in (0, LAST) for method in methods)
 
 
-def _collapse(setting: str) -> tuple[Row, ...]:
-    """Few images, in the middle of the training and at its end."""
-    return tuple(Row(method, setting, label=f"{method}, {{kimg:,}} kimg", mark=mark) for mark in (0, LAST) for method in _SMALL)
+def _variant(name: str, title: str, *methods: str) -> tuple[ImageExperiment, ...]:
+    """Other ways of pairing against the plain one, on all images and on so few that GANs collapse."""
+    rows = {"": _rows("noaug", (*_PAIR, *methods)), f"-{FEWEST}": _few(FEWEST, (*_PAIR, *methods))}
+    where = {"": "", f"-{FEWEST}": f", trained on {FEWEST} images"}
+    return tuple(ImageExperiment(name + ending, f"{title}{where[ending]}.", rows[ending]) for ending in rows)
 
 
 def _half_and_full() -> tuple[Row, ...]:
@@ -81,7 +85,6 @@ _PAIR = ("StyleGAN2", "Pairing-GAN")
 _SMALL = (*_PAIR, "MS-GAN(+R1)", "StyleGAN2-ADA", "Pairing-GAN-ADA")
 _T3, _T4 = tuple(numbers.TABLE3), tuple(numbers.TABLE4)
 _LAMBDAS = ("StyleGAN2", "Pairing-GAN(.01)", "Pairing-GAN", "Pairing-GAN(.10)")
-_LARGER = ("Pairing-GAN(.20)", "Pairing-GAN(.50)")
 _AT = f"{numbers.PAPER}, "
 
 _ALL = (
@@ -121,26 +124,22 @@ _ALL = (
     ),
     ImageExperiment("figure5", "Figure 5: precision against recall and coverage over training, with ADA.", _rows("ada", _T4), of_paper=True),
     *(
-        ImageExperiment(
-            f"collapse-{size}", f"Trained on {size:,} images, measured against all: who collapses, and when?", _collapse(f"subset-{size}")
-        )
-        for size in (500, 2000, 5000)
+        ImageExperiment(f"collapse-{size}", f"Trained on {size:,} images, measured against all: who collapses, and when?", _few(size, _SMALL))
+        for size in (FEWEST, 2000, 5000)
     ),
-    _question("shuffled", "A control: the pairing network sees the latents shuffled.", "noaug", (*_PAIR, "Pairing-GAN(shuffled)")),
-    _question("larger-lambda", "Beyond the paper's weights: a pairing gradient as large as the adversarial one.", "noaug", (*_PAIR, *_LARGER)),
-    _question("r3gan", "R3GAN's objective with and without pairing.", "noaug", ("StyleGAN2", "R3GAN", "R3GAN+Pairing")),
-    _question("harder-tau", "A harder pairing task: higher temperatures.", "noaug", (*_PAIR, "Pairing-GAN(tau .2)", "Pairing-GAN(tau .5)")),
-    _question("harder-w", "Another pairing task: the mapped latents.", "noaug", (*_PAIR, "Pairing-GAN(w)")),
-    _question("harder-embedding", "Longer pairing embeddings.", "noaug", (*_PAIR, "Pairing-GAN(512)")),
-    _question(
-        "harder-negatives",
-        "A harder pairing task: more negatives, and near ones.",
-        "noaug",
-        (*_PAIR, *(f"Pairing-GAN({name})" for name in ("+1024", "near .5", "near .2"))),
+    ImageExperiment("r3gan", "R3GAN's objective with and without pairing.", _rows("noaug", ("StyleGAN2", "R3GAN", "R3GAN+Pairing"))),
+    *_variant("shuffled", "A control: the pairing network sees the latents shuffled", "Pairing-GAN(shuffled)"),
+    *_variant("larger-lambda", "Beyond the paper's weights: a pairing gradient as large as the adversarial one", "Pairing-GAN(.20)", "Pairing-GAN(.50)"),
+    *_variant("pairing-warmup", "A pairing weight that rises from 0", "Pairing-GAN(warm-up)"),
+    *_variant("adaptive-weight", "A pairing weight steered to an identification accuracy", "Pairing-GAN(adaptive)"),
+    *_variant("harder-tau", "A harder pairing task: higher temperatures", "Pairing-GAN(tau .2)", "Pairing-GAN(tau .5)"),
+    *_variant(
+        "harder-negatives", "A harder pairing task: more negatives, and near ones", *(f"Pairing-GAN({name})" for name in ("+1024", "near .5", "near .2"))
     ),
-    _question("pairing-warmup", "A pairing weight that rises from 0.", "noaug", (*_PAIR, "Pairing-GAN(warm-up)")),
-    _question("binary-pairing", "Single pairs judged, against InfoNCE.", "noaug", (*_PAIR, "Pairing-GAN(binary)")),
-    _question("adaptive-weight", "A pairing weight steered to an identification accuracy.", "noaug", (*_PAIR, "Pairing-GAN(adaptive)")),
+    *_variant("harder-w", "Another pairing task: the mapped latents", "Pairing-GAN(w)"),
+    *_variant("binary-pairing", "Single pairs judged, against InfoNCE", "Pairing-GAN(binary)"),
+    *_variant("larger-embedding", "Longer pairing embeddings", "Pairing-GAN(512)"),
+    *_variant("larger-towers", "A pairing network four times as wide", "Pairing-GAN(wide)"),
     ImageExperiment(
         "r1-weight",
         "R1's weight without augmentation, by plain StyleGAN2's FID.",
