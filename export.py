@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pathlib
 import warnings
 
@@ -42,7 +43,7 @@ def main(network: str, kind: str, dest: str) -> None:
     if not hasattr(G.mapping, "w_avg"):
         raise UserError(f"--network={network} keeps no mean of w, which truncation in the exported file needs; train it with w_avg_beta")
     path = pathlib.Path(dest)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"--dest={dest} is a folder; give the file to write, such as {path / 'network'}.{'onnx' if kind == 'onnx' else 'pt'}")
     if kind == "onnx":
         _check_onnx()

@@ -8,11 +8,12 @@ The paper's method is one option away:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import sys
+from collections.abc import Iterator
 
 import click
 import torch
@@ -20,6 +21,7 @@ import torch
 from dnnlib import EasyDict, UserError
 from dnnlib.cli import USER_ERROR, run_command
 from dnnlib.download import is_url
+from dnnlib.files import nearest_folder
 from dnnlib.signals import exit_code
 from metrics.detectors import trust_detector
 from metrics.registry import check_detectors, parse_metrics
@@ -36,11 +38,10 @@ UNSAID = {"run_dir", "path"}  # settings of a run of which another value is no r
 
 def check_outdir(outdir: str) -> None:
     """Raises UserError if no folder can be made at `outdir`; makes none itself."""
-    place = pathlib.Path(os.path.abspath(outdir))
-    while not place.exists():
-        place = place.parent
-    if not (place.is_dir() and os.access(place, os.W_OK)):
-        raise UserError(f"--outdir={outdir}: {place} is {'not writable' if place.is_dir() else 'no folder'}; give a place that can be written to")
+    place = nearest_folder(outdir)
+    if not (os.path.isdir(place) and os.access(place, os.W_OK)):
+        found = "not writable" if os.path.isdir(place) else "no folder"
+        raise UserError(f"--outdir={outdir}: {place} is {found}; give a place that can be written to")
 
 
 def check_resume(source: str | None) -> None:
@@ -79,12 +80,22 @@ def configure(options: Options, typed: set[str], device: torch.device) -> EasyDi
     return args
 
 
+@contextlib.contextmanager
+def own_run_dir(args: EasyDict, outdir: str | None) -> Iterator[None]:
+    """Within: a new run has the next number of `outdir` for itself, whatever starts there at the same time; with a name of its own it needs none."""
+    if os.path.abspath(args.run_dir) == os.path.abspath(outdir or args.run_dir) or not distributed.announced_first():
+        yield
+        return
+    with config.reserved_run_dir(outdir, os.path.basename(args.run_dir).partition("-")[2]) as args.run_dir:
+        yield
+
+
 def run_rank(args: EasyDict, device: torch.device, continued: bool, rank_timeout: float) -> int:
     """Trains in this process, alone or as one of several ranks. Returns the exit code: 0, or that of the signal that has ended the run early."""
-    advice = f"go on from its last state with --continue-run={args.run_dir}"
-    device = distributed.join(device, rank_timeout, advice)
+    device = distributed.join(device, rank_timeout)
     try:
         args.update(distributed.broadcast_object({name: args[name] for name in ("run_dir", "ops") if name in args}))
+        distributed.advise(f"go on from its last state with --continue-run={args.run_dir}")
         stop = training_loop(args, device, distributed.world_size(), continued)
     except Abandoned as error:
         distributed.leave(error, code=exit_code(error.number))
@@ -97,12 +108,18 @@ def run_rank(args: EasyDict, device: torch.device, continued: bool, rank_timeout
 
 
 def open_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.device]:
-    """The configuration of the run to continue. Raises UserError if other options are given with it than its length, or the place has changed."""
-    others = sorted(typed - {"continue_run", "kimg", "dry_run", "gpus", "rank_timeout", "trust_detector"})
+    """The configuration of the run to continue.
+
+    Raises:
+        UserError: other options are given with it than its length and the place of its data, or the place has changed.
+    """
+    others = sorted(typed - {"continue_run", "kimg", "data", "dry_run", "gpus", "rank_timeout", "trust_detector"})
     if others:
-        raise UserError(f"--continue-run takes all options but --kimg from the run folder; leave out --{others[0].replace('_', '-')}")
+        raise UserError(f"--continue-run takes all options but --kimg and --data from the run folder; leave out --{others[0].replace('_', '-')}")
     run, args = RunDir.open(options.continue_run)
     args.run_dir = str(run.path)
+    if "data" in typed:
+        args.training_set_kwargs.path = options.data  # it may have moved; its digest is compared later
     if "kimg" in typed:
         args.total_kimg = options.kimg
     if "gpus" in typed and options.gpus != args.num_gpus:
@@ -160,6 +177,8 @@ def main(**given) -> int:
     if continued and RunDir(args.run_dir).is_finished(args.total_kimg, [spec.name for spec in metrics]):
         print(f"{args.run_dir} is finished: {args.total_kimg} kimg.")
         return 0
+    if not os.path.exists(path := args.training_set_kwargs.get("path", "")):  # a new run's has been opened already
+        raise UserError(f"--continue-run={args.run_dir}: its data set {path} is not there; say with --data where it is now")
     check_processes(args.num_gpus, device)
     if args.get("wandb"):
         import_wandb(args.wandb)
@@ -168,7 +187,8 @@ def main(**given) -> int:
     check_detectors(metrics)  # a detector that cannot be had would be noticed after the first snapshot only
     if args.num_gpus > 1 and not distributed.launched():
         distributed.launch_local(os.path.abspath(__file__), sys.argv[1:], args.num_gpus)
-    return run_rank(args, device, continued, options.rank_timeout)
+    with contextlib.nullcontext() if continued else own_run_dir(args, options.outdir):
+        return run_rank(args, device, continued, options.rank_timeout)
 
 
 add_options(main)

@@ -110,7 +110,7 @@ def fetch_published(name: str, bases: Sequence[str], *, digest: str | None = Non
     """
     mirrors = user_mirrors()
     for folder in (pathlib.Path(mirror) for mirror in mirrors if not is_url(mirror)):
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return _local_file(folder / name, digest)
     published = [f"{base.rstrip('/')}/{name}" for base in bases]
     mirrored = [f"{mirror.rstrip('/')}/{name}" for mirror in mirrors if is_url(mirror)]
@@ -127,7 +127,7 @@ def user_mirrors() -> list[str]:
     """
     mirrors = [entry.strip() for entry in os.environ.get(MIRRORS_VARIABLE, "").split(",") if entry.strip()]
     for mirror in mirrors:
-        if not (_is_web(mirror) if is_url(mirror) else pathlib.Path(mirror).is_dir()):
+        if not (_is_web(mirror) if is_url(mirror) else os.path.isdir(mirror)):
             raise UserError(f"{MIRRORS_VARIABLE} holds {mirror}, which is neither an existing folder nor an http or https URL")
     return mirrors
 
@@ -280,8 +280,8 @@ class _Download:
 
 
 def _local_file(path: pathlib.Path, digest: str | None) -> pathlib.Path:
-    if not path.is_file():
-        raise UserError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; an existing file or a URL is expected")
+    if not os.path.isfile(path):  # not Path.is_file: it raises where a folder may not be searched
+        raise UserError(f"{path} {'is a folder' if os.path.isdir(path) else 'does not exist'}; an existing file or a URL is expected")
     if digest is not None and (found := file_digest(path)) != digest.lower():
         raise UserError(f"{path} has SHA-256 {found} instead of {digest.lower()}; it is damaged or another file")
     return path
@@ -332,7 +332,8 @@ def _exclusive(target: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write into {target.parent}: {error.strerror or error}") from error
     with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks, as Windows above
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 

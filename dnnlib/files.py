@@ -23,7 +23,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as handle:
+        with open(temporary, "r+b") as handle:  # Windows syncs only what may be written
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -31,6 +31,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     finally:
         with contextlib.suppress(OSError):  # the folder may be the very thing that is missing or forbidden
             temporary.unlink(missing_ok=True)
+
+
+def nearest_folder(path: str | os.PathLike) -> pathlib.Path:
+    """What exists of a path that may not be there yet: itself or the nearest above it; at last the root, there or not (an absent drive)."""
+    place = pathlib.Path(os.path.abspath(path))
+    while not os.path.exists(place) and place != place.parent:  # not Path.exists: it raises where a folder may not be searched
+        place = place.parent
+    return place
 
 
 def make_folder(path: str | os.PathLike, named: str = "") -> None:

@@ -268,6 +268,11 @@ def test_runs_that_cannot_be_continued(refused, good, tmp_path):
     assert "leave out --seed" in continuation(refused, run, "--seed=2")
     assert "was started with --gpus=1" in continuation(refused, run, "--gpus=2")
     text = options.read_text()
+    elsewhere = json.loads(text)
+    elsewhere["training_set_kwargs"]["path"] = "gone.zip"
+    options.write_text(json.dumps(elsewhere | {"total_kimg": 9}))
+    assert "its data set gone.zip is not there; say with --data where it is now" in continuation(refused, run)
+    assert "its data set other.zip is not there" in continuation(refused, run, "--data=other.zip")
     options.write_text(text[: len(text) // 2])
     assert "training_options.json is damaged" in continuation(refused, run)
     options.write_text("{}")

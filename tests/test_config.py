@@ -10,11 +10,12 @@ from click.testing import CliRunner
 from tiny_runs import CPU, write_data
 
 import train
-from dnnlib import UserError
+from dnnlib import EasyDict, UserError
 from training import config
 from training.augment import AUGPIPE_PRESETS
 from training.options import RESUME_SOURCES, Options, add_options, option_table
 from training.presets import PRESETS, for_data
+from training.run_files import RunDir
 
 CUDA = torch.device("cuda")  # as an argument only: nothing here allocates
 
@@ -223,7 +224,8 @@ def test_batch_is_dealt_out(typed, expected):
         (dict(cfg="cifar", gpus=3), "--batch=64 does not divide by --gpus=3"),
         (dict(batch=12, batch_gpu=8), "--batch-gpu=8: the 12 images of each GPU"),
         (dict(batch=8, batch_gpu=16), "--batch-gpu=16: the 8 images of each GPU"),
-        (dict(cfg="cifar", batch=40), "--batch-gpu=40 does not divide into the minibatch-std groups of 32"),
+        (dict(cfg="cifar", batch_gpu=40, batch=80), "--batch-gpu=40 does not divide into the minibatch-std groups of 32 of --cfg=cifar; 64 would"),
+        (dict(cfg="cifar", batch=40), "--batch=40 with --gpus=1, --batch-gpu=40 does not divide into"),
         (dict(batch=4, batch_gpu=1, pairing_weight=0.05), "--pairing-weight needs at least 2 images"),
         (dict(batch=4, batch_gpu=1, ms_weight=1.0), "--ms-weight needs at least 2 images"),
     ],
@@ -250,6 +252,7 @@ def test_impossible_batches_are_refused(typed, message):
         (dict(pairing_weight=0.05, pairing_mode="binary", pairing_extra=9), "--pairing-extra=9 needs --pairing-mode=infonce"),
         (dict(pairing_weight=0.05, pairing_near=0.5), "--pairing-near=0.5 places the negatives of --pairing-extra, which is 0"),
         (dict(pairing_weight=0.05, pairing_warmup=9, pairing_target=0.9), "--pairing-warmup and --pairing-target both move"),
+        (dict(objective="relativistic", aug="ada"), "--objective=relativistic gives D's scores no zero, and --aug=ada goes by their signs"),
     ],
 )
 def test_contradictions_are_refused(typed, message):
@@ -290,6 +293,34 @@ def test_a_run_is_numbered_one_past_the_highest(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "00099-file").write_text("")
     assert config.next_run_dir(str(tmp_path), "x") == str(tmp_path / "00013-x")
+
+
+def test_runs_that_start_together_get_numbers_of_their_own(tmp_path, monkeypatch):
+    place = tmp_path / "runs"
+    with config.reserved_run_dir(str(place), "x") as first, config.reserved_run_dir(str(place), "y") as second:
+        assert (first, second) == (str(place / "00000-x"), str(place / "00001-y"))
+        RunDir.create(EasyDict(run_dir=first))  # takes the place of the empty folder
+        numbers = [second, str(place / "00002-x")]
+        monkeypatch.setattr(config, "next_run_dir", lambda *_: numbers.pop(0))
+        with config.reserved_run_dir(str(place), "y") as third:  # the second number was taken between the look and the grasp
+            assert third == str(place / "00002-x")
+    assert [path.name for path in place.iterdir()] == ["00000-x"]
+
+
+def test_a_place_that_nothing_was_written_to_does_not_stay(tmp_path):
+    with pytest.raises(KeyError), config.reserved_run_dir(str(tmp_path / "runs"), "x"):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--outdir: cannot create"), config.reserved_run_dir(str(tmp_path / "file"), "x"):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("option", ["gamma", "pairing-weight", "pairing-tau", "p", "ms-weight", "rank-timeout"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_are_finite(option, value):
+    result = CliRunner().invoke(train.main, [f"--{option}={value}"])
+    assert result.exit_code == 2 and ("is not a finite number" in result.output or "is not in the range" in result.output)
 
 
 # The command line.

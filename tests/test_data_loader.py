@@ -9,7 +9,7 @@ import torch
 from image_sets import pngs, write_zip
 
 from dnnlib import UserError
-from training.data_loader import IndexStream, ResidentLoader, StreamingLoader, open_loader, resident_bytes
+from training.data_loader import IndexStream, LabelTable, ResidentLoader, StreamingLoader, open_loader, resident_bytes
 from training.dataset import ImageFolderDataset
 
 SET = pathlib.Path(__file__).parent / "data" / "dataset_small.zip"
@@ -128,10 +128,19 @@ def test_torn_image_while_streaming_is_one_sentence(tmp_path, workers):
 
 def test_small_sets_become_resident(monkeypatch):
     dataset = small_set(xflip=True)
-    assert resident_bytes(dataset) == 23 * 3 * 16 * 16 + 46 * 5 * 4
+    assert resident_bytes(dataset) == 23 * 3 * 16 * 16 + 46 * 8
     assert isinstance(open_loader(dataset, 4, "cpu"), ResidentLoader)
     monkeypatch.setattr("training.data_loader.RESIDENT_BYTES", 1000)
     assert isinstance(open_loader(dataset, 4, "cpu"), StreamingLoader)
+
+
+def test_labels_on_a_device_are_those_of_the_set(tmp_path):
+    files = pngs(6)
+    vectors = write_zip(tmp_path / "set.zip", files, [[name, [0.5, index, -1]] for index, name in enumerate(files)])
+    for dataset in (small_set(xflip=True), ImageFolderDataset(SET), ImageFolderDataset(vectors, use_labels=True)):
+        table, some = LabelTable(dataset, torch.device("cpu")), torch.tensor([3, 0, 3, 5])
+        assert len(table) == len(dataset)
+        np.testing.assert_array_equal(table[some].numpy(), dataset.get_labels(some.numpy()))
 
 
 def test_batch_size_below_one():

@@ -137,7 +137,7 @@ def test_pickle_and_fork_read_on_their_own():
     copy = pickle.loads(pickle.dumps(dataset))
     np.testing.assert_array_equal(copy[3][0], before)
     assert copy.fingerprint() == dataset.fingerprint()
-    store = dataset._store
+    store = dataset.store
     opened = store._zip
     store._owner = os.getpid() + 1  # as a forked worker finds it
     np.testing.assert_array_equal(dataset[3][0], before)

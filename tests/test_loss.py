@@ -207,6 +207,18 @@ def test_relativistic_objective_depends_on_differences_only():
     assert (objectives.relativistic_loss(real + 1, fake) < a).all()
 
 
+@pytest.mark.parametrize("phase", ["Gmain", "Dmain"])
+def test_the_relativistic_objective_compares_images_of_one_class(phase):
+    G, D, _, _ = small()
+    labels = []
+    judge = lambda img, c: labels.append(c) or D(img, c)  # noqa: E731
+    loss = StyleGAN2Loss("cpu", G.mapping, G.synthesis, judge, objective="relativistic", style_mixing_prob=0, pl_weight=0)
+    real, real_c, z, c = batch()
+    with trainable(G if phase == "Gmain" else D):
+        loss.accumulate_gradients(phase, real, real_c, z, c)
+    assert len(labels) == 2 and all(torch.equal(seen, real_c) for seen in labels) and not torch.equal(c, real_c)
+
+
 def test_mode_seeking_pairs_latents_under_one_label():
     seen = []
     G, D, _, _ = small()

@@ -171,8 +171,8 @@ def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
 
 def _existing_file(path: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; an existing file is expected")
+    if not os.path.isfile(path):  # not Path.is_file: it raises where a folder may not be searched
+        raise UserError(f"{path} is {'a folder' if os.path.isdir(path) else 'missing'}; an existing file is expected")
     return path
 
 

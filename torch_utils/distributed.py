@@ -49,6 +49,11 @@ def announced_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
 
 
+def announced_first() -> bool:
+    """Whether this process will be rank 0, before the group is joined."""
+    return not launched() or os.environ.get("RANK") == "0"
+
+
 def launch_local(script: str, arguments: Sequence[str], num_ranks: int) -> NoReturn:
     """Starts `script` with `arguments` in `num_ranks` processes on this machine through torch's own launcher, waits, and ends this process.
 
@@ -94,12 +99,11 @@ def _own_device(device: torch.device) -> torch.device:
     return device
 
 
-def join(device: torch.device, rank_timeout: float = 0, advice: str = "") -> torch.device:
+def join(device: torch.device, rank_timeout: float = 0) -> torch.device:
     """Joins the group that torchrun or srun announced (nccl on CUDA, gloo elsewhere); returns this rank's device.
 
     Args:
         rank_timeout: seconds that a rank may be stuck before the others end (and half of that silent); 0: they wait for ever.
-        advice: what to do then, the end of the sentence that is printed.
 
     Raises:
         UserError: this machine has fewer GPUs than local ranks, or not all ranks have come.
@@ -113,7 +117,7 @@ def join(device: torch.device, rank_timeout: float = 0, advice: str = "") -> tor
         store, own_rank, size = next(rendezvous("env://", timeout=datetime.timedelta(seconds=JOIN_SECONDS)))
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         if rank_timeout > 0 and size > 1:
-            _roll_call = RollCall(store, own_rank, size, address, rank_timeout, JOIN_SECONDS, advice)
+            _roll_call = RollCall(store, own_rank, size, address, rank_timeout, JOIN_SECONDS)
     except dist.DistError as error:
         raise UserError(f"the ranks cannot meet at {address}:{os.environ['MASTER_PORT']}: {' '.join(str(error).split())[:200]}") from error
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=own_rank, world_size=size, timeout=MESSAGE_TIMEOUT)
@@ -135,6 +139,12 @@ def leave(error: BaseException | None = None, code: int = 1) -> None:
         _roll_call = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def advise(text: str) -> None:
+    """Says what a user can do when a rank is lost, the end of the sentence that the others print."""
+    if _roll_call is not None:
+        _roll_call.advice = text
 
 
 def arrive() -> None:

@@ -178,7 +178,7 @@ class RollCall:
     def __init__(self, store: Any, rank: int, size: int, address: str, limit: float, join_seconds: float, advice: str = ""):
         self.rank, self.limit = rank, limit
         self.own = Member(socket.gethostname())
-        self._advice = advice
+        self.advice = advice
         self._members: dict[int, Member] = {}
         self._lines: dict[int, Line] = {}
         self._pace = Pace()
@@ -324,7 +324,7 @@ class RollCall:
         self._tell(verdict=verdict, code=code)
         if not told or os.environ.get("LOCAL_RANK") == "0":  # one sentence on each machine is enough
             # From a thread: a full pipe or a dead disk below log.txt must not hold up the end.
-            sentence = f"Error: {verdict}{'; ' if self._advice else ''}{self._advice}"
+            sentence = f"Error: {verdict}{'; ' if self.advice else ''}{self.advice}"
             printing = threading.Thread(target=print, args=[sentence], kwargs={"file": sys.stderr, "flush": True}, daemon=True)
             printing.start()
             printing.join(2.0)

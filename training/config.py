@@ -82,12 +82,15 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
         raise UserError(f"--precision={o.precision} needs CUDA, the device is {device.type}; use fp32 or bf16")
     if o.precision == "bf16" and device.type == "mps":
         raise UserError("--precision=bf16 is not supported on mps, use fp32")
+    if o.objective == "relativistic" and o.aug == "ada":
+        raise UserError("--objective=relativistic gives D's scores no zero, and --aug=ada goes by their signs; use --aug=fixed --p=P, or --aug=noaug")
     if o.subset is not None and o.subset > data.length:
         raise UserError(f"--subset={o.subset}: the data set has {data.length} images")
     if o.pairing_weight > 0 and data.resolution < MIN_RESOLUTION:
         found = f"{data.resolution}x{data.resolution}"
         raise UserError(f"--pairing-weight needs images of at least {MIN_RESOLUTION}x{MIN_RESOLUTION} pixels, the data set has {found}")
-    pairing_only = {f"pairing_{name}" for name in ("tau", "mode", "space", "dim", "width", "lr", "gather", "shuffle", "extra", "near", "warmup", "target")}
+    names = ("tau", "mode", "space", "dim", "width", "lr", "gather", "shuffle", "extra", "near", "warmup", "target")
+    pairing_only = {f"pairing_{name}" for name in names}
     if "pairing_weight" not in typed and typed & pairing_only:  # a typed weight of 0 is the baseline of a sweep
         given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & pairing_only))
         raise UserError(f"{given} without --pairing-weight: the weight is 0, so there is no pairing network")
@@ -114,7 +117,9 @@ def _batch_arithmetic(o: Options, preset: Preset, gpus: int, pairing: bool) -> t
         raise UserError(f"--batch-gpu={batch_gpu}: the {per_gpu} images of each GPU (--batch={batch}, --gpus={gpus}) do not divide by it")
     mbstd = min(preset.mbstd, batch_gpu)
     if batch_gpu % mbstd:
-        raise UserError(f"--batch-gpu={batch_gpu} does not divide into the minibatch-std groups of {mbstd} of --cfg={o.cfg}")
+        what = "--batch-gpu" if o.batch_gpu is not None else f"--batch={batch} with --gpus={gpus}, --batch-gpu"
+        fitting = -(-batch_gpu // mbstd) * mbstd
+        raise UserError(f"{what}={batch_gpu} does not divide into the minibatch-std groups of {mbstd} of --cfg={o.cfg}; {fitting} would")
     if pairing and batch_gpu < 2:
         raise UserError(f"--pairing-weight needs at least 2 images per GPU at a time to tell latents apart, found --batch-gpu={batch_gpu}")
     if o.ms_weight > 0 and batch_gpu < 2:
@@ -329,6 +334,34 @@ def run_description(options: Options, typed: set[str], data: DataInfo) -> str:
 def is_run_name(path: str) -> bool:
     """Whether a folder is called like a run folder, NNNNN-description."""
     return re.match(r"\d{5}-.", os.path.basename(os.path.abspath(path))) is not None
+
+
+@contextlib.contextmanager
+def reserved_run_dir(outdir: str, description: str) -> Iterator[str]:
+    """Yields a new, empty folder, named by `next_run_dir`, so that runs which start together get numbers of their own. It goes if it stays empty.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    fresh = not os.path.exists(outdir)
+    path = ""
+    try:
+        os.makedirs(outdir, exist_ok=True)
+        while not path:
+            path = next_run_dir(outdir, description)
+            try:
+                os.mkdir(path)
+            except FileExistsError:  # taken at this very moment
+                path = ""
+    except OSError as error:
+        raise UserError(f"--outdir: cannot create {path or outdir}: {error.strerror}") from error
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):  # no longer empty, as it should be
+            os.rmdir(path)
+            if fresh:
+                os.rmdir(outdir)
 
 
 def next_run_dir(outdir: str, description: str) -> str:

@@ -80,6 +80,32 @@ class IndexStream:
         self._position = int(state["position"])
 
 
+class LabelTable:
+    """The labels of all items on a device; classes as numbers, since their one-hot vectors would take gigabytes for a million images of a thousand.
+
+    Args:
+        dataset: the training set.
+        device: where the labels are wanted.
+    """
+
+    def __init__(self, dataset: ImageFolderDataset, device: torch.device):
+        classes = dataset.classes
+        self._label_dim, self._are_classes = dataset.label_dim, classes is not None
+        values = classes if self._are_classes else dataset.get_labels(np.arange(len(dataset)))
+        self._values = torch.from_numpy(values).to(device)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, indices: torch.Tensor) -> torch.Tensor:
+        """float32 [len(indices), label_dim]."""
+        values = self._values[indices]
+        if not self._are_classes:
+            return values
+        onehot = torch.zeros([len(values), self._label_dim], device=values.device)
+        return onehot.scatter_(1, values[:, None], 1)  # F.one_hot may wait for the device
+
+
 class _Loader:
     """What both loaders share: `next` gives (images uint8 [N, C, H, W], labels float32 [N, label_dim]) on the device, for ever."""
 
@@ -109,7 +135,7 @@ class ResidentLoader(_Loader):
         super().__init__(dataset, stream, batch_size, device)
         _, rows = np.unique(dataset.raw_indices, return_inverse=True)
         self._images = torch.from_numpy(load_array(dataset)).to(device)
-        self._labels = torch.from_numpy(dataset.get_labels(np.arange(len(dataset)))).to(device)
+        self._labels = LabelTable(dataset, device)
         self._rows = torch.from_numpy(rows.reshape(-1)).to(device)
         self._flips = torch.from_numpy(dataset.flips).to(device)
         self._any_flips = bool(dataset.flips.any())
@@ -210,9 +236,9 @@ def _available_cpus() -> int:
 
 
 def resident_bytes(dataset: ImageFolderDataset) -> int:
-    """Memory that the whole data set takes on a device: uint8 images, each once, and float32 labels, in bytes."""
+    """Memory that the whole data set takes on a device: uint8 images, each once, and their labels, in bytes."""
     images = np.unique(dataset.raw_indices).size * int(np.prod(dataset.image_shape))
-    return images + len(dataset) * 4 * dataset.label_dim
+    return images + len(dataset) * (8 if dataset.has_onehot_labels else 4 * dataset.label_dim)
 
 
 def open_loader(

@@ -11,7 +11,7 @@ import numpy as np
 
 from dnnlib import EasyDict, UserError
 from training.dataset_labels import LABEL_FILE, label_array, match_labels, read_label_table
-from training.image_store import decode_array, image_names, open_store
+from training.image_store import FolderStore, ZipStore, decode_array, image_names, open_store
 
 
 class ImageFolderDataset:
@@ -29,6 +29,7 @@ class ImageFolderDataset:
         random_seed: chooses the images under `max_size`.
         resolution: the expected edge in pixels; None takes what is found.
         any_size: take images of any one size, to be looked at only; networks need squares with a power of two as edge.
+        store: the files, opened before: what is known of them is not read again.
 
     Raises:
         UserError: missing or torn set, no images, not square or not a power of two (unless `any_size`), `max_size` out of range, labels missing
@@ -44,10 +45,11 @@ class ImageFolderDataset:
         random_seed: int = 0,
         resolution: int | None = None,
         any_size: bool = False,
+        store: FolderStore | ZipStore | None = None,
     ):
         self.path = pathlib.Path(path)
-        self._store = open_store(self.path)
-        self._names = image_names(self._store)
+        self.store = open_store(self.path) if store is None else store
+        self._names = image_names(self.store)
         if not self._names:
             raise UserError(f"data set {self.path} holds no images (.png, .jpg, ...)")
         self._image_shape = list(self._decode(self._names[0]).shape)
@@ -62,18 +64,18 @@ class ImageFolderDataset:
 
     def _check_resolution(self, expected: int | None) -> None:
         height, width = self._image_shape[1:]
-        first = self._store.where(self._names[0])
+        first = self.store.where(self._names[0])
         if height != width or width < 4 or width & (width - 1):
             raise UserError(f"{first} is {width}x{height} pixels; images must be square with a power of two as edge: see dataset_tool.py")
         if expected is not None and expected != width:
             raise UserError(f"{first} is {width}x{height} pixels, but {expected}x{expected} is asked for")
 
     def _load_labels(self) -> np.ndarray:
-        table = read_label_table(self._store)
+        table = read_label_table(self.store)
         if table is None:
-            found = f"its {LABEL_FILE} says that there are none" if LABEL_FILE in self._store.names else f"it has no {LABEL_FILE}"
+            found = f"its {LABEL_FILE} says that there are none" if LABEL_FILE in self.store.names else f"it has no {LABEL_FILE}"
             raise UserError(f"--cond needs labels, but data set {self.path} is unlabelled: {found}; dataset_tool.py makes labels from sub-folders")
-        where = self._store.where(LABEL_FILE)
+        where = self.store.where(LABEL_FILE)
         return label_array(match_labels(self._names, table, self._names, where), where)
 
     def _select(self, max_size: int | None, random_seed: int) -> np.ndarray:
@@ -102,12 +104,12 @@ class ImageFolderDataset:
         image = self._decode(self._names[raw_idx])
         if list(image.shape) != self._image_shape:
             found, wanted = (f"{width}x{height} with {channels} channel(s)" for channels, height, width in (image.shape, self._image_shape))
-            where = self._store.where(self._names[raw_idx])
+            where = self.store.where(self._names[raw_idx])
             raise UserError(f"{where} is {found}, the first image {wanted}; see `dataset_tool.py check {self.path}`")
         return image
 
     def _decode(self, name: str) -> np.ndarray:
-        return decode_array(self._store.read(name), self._store.where(name))
+        return decode_array(self.store.read(name), self.store.where(name))
 
     def get_label(self, idx: int) -> np.ndarray:
         """The label of one item, float32 [label_dim]; classes are one-hot."""
@@ -121,6 +123,11 @@ class ImageFolderDataset:
         onehot = np.zeros([raw.size, self.label_dim], dtype=np.float32)
         onehot[np.arange(raw.size), raw] = 1
         return onehot
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """The class of every item, int64 [N]; None where labels are no classes."""
+        return self._raw_labels[self._raw_idx].astype(np.int64) if self.has_onehot_labels else None
 
     def get_details(self, idx: int) -> EasyDict:
         """EasyDict(raw_idx, xflip, raw_label) of one item: its number among all files, whether it is mirrored, its label as written in the file."""
@@ -183,14 +190,17 @@ class ImageFolderDataset:
 
     @property
     def labels_in_file(self) -> bool:
-        """Whether dataset.json holds labels, in use or not."""
-        return read_label_table(self._store) is not None
+        """Whether dataset.json holds labels, in use or not. A file of that name that holds something else holds none."""
+        try:
+            return read_label_table(self.store) is not None
+        except UserError:
+            return False
 
     def fingerprint(self) -> str:
         """Hex digest of the content: names, sizes and CRCs of the files, which of them are items, flips, labels.
         The same for a folder and a zip of it, wherever they lie; a folder is read whole for it."""
         digest = hashlib.sha256()
-        for name, (size, crc) in zip(self._names, self._store.checksums(self._names), strict=True):
+        for name, (size, crc) in zip(self._names, self.store.checksums(self._names), strict=True):
             digest.update(f"{name}\0{size}\0{crc:08x}\n".encode())
         for array in (self._raw_idx, self._xflip, self._raw_labels):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
@@ -199,11 +209,11 @@ class ImageFolderDataset:
 
     def check_unchanged(self) -> None:
         """Raises UserError if the files are known to have changed since they were first read."""
-        self._store.check_unchanged()
+        self.store.check_unchanged()
 
     def close(self) -> None:
         """Closes the zip; a later read opens it again."""
-        self._store.close()
+        self.store.close()
 
 
 def load_array(dataset: ImageFolderDataset) -> np.ndarray:

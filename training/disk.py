@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from dnnlib import UserError
+from dnnlib.files import nearest_folder
 from training.images import default_grid
 from training.run_files import STATES_KEPT, RunDir
 
@@ -78,10 +79,10 @@ def needed_bytes(sizes: Sizes, left: int, keep: int = 0, snapshots: int = 0, sta
 
 def free_bytes(folder: pathlib.Path) -> int:
     """Free space where the folder is or will be; unlimited where the file system tells no size, as /proc or some network drives."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    usage = shutil.disk_usage(place)
+    try:
+        usage = shutil.disk_usage(nearest_folder(folder))
+    except OSError:  # a drive that is not there: making the folder will say so
+        return sys.maxsize
     return usage.free if usage.total else sys.maxsize
 
 

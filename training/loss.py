@@ -175,6 +175,7 @@ class StyleGAN2Loss:
         img, ws, _ = self.run_G(z[:n], c[:n])
         lengths = objectives.path_lengths(img, ws)
         mean = mean_over_ranks(lengths.detach().mean())
+        # A constant of this step: its own gradient would be a hundredth (pl_decay) of how far the batch's mean is from it.
         self.pl_mean.copy_(self.pl_mean.lerp(mean, self.pl_decay))  # in place: a CUDA graph knows addresses
         penalty = (lengths - self.pl_mean).square()
         training_stats.report("Loss/pl_penalty", penalty)
@@ -252,7 +253,8 @@ class StyleGAN2Loss:
         Args:
             phase: one of `PHASES`; the networks that the phase does not train have requires_grad off.
             real_img, real_c: real images [N, C, H, W] in -1..1 and labels [N, c_dim].
-            gen_z, gen_c: latents [N, z_dim] and labels [N, c_dim] of the images to generate.
+            gen_z, gen_c: latents [N, z_dim] and labels [N, c_dim] of the images to generate; the relativistic objective takes real_c for both, since
+                it compares a real and a generated image of one class.
             sync: kept from the field's signature; the training loop exchanges gradients itself, after the last round.
             gain: factor on the loss.
 
@@ -261,6 +263,8 @@ class StyleGAN2Loss:
         """
         if phase not in PHASES:
             raise ValueError(f"phase is one of {', '.join(PHASES)}, found {phase!r}")
+        if self.objective == "relativistic":
+            gen_c = real_c
         self.G_mapping, self.G_synthesis, self.D = self._compiled if phase.endswith("main") else self._plain
         if phase in ("Gmain", "Gboth"):
             self._generator_main(real_img, real_c, gen_z, gen_c, gain)

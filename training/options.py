@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import click
@@ -61,7 +62,17 @@ def _speed(*args, **kwargs):
     return _option(*args, group="Speed", **kwargs)
 
 
-COUNT, WEIGHT, SHARE = click.IntRange(min=1), click.FloatRange(min=0), click.FloatRange(min=0, max=1)
+class Number(click.FloatRange):
+    """A range of numbers without nan, which compares as neither inside nor outside of any, and without infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+COUNT, WEIGHT, SHARE, POSITIVE = click.IntRange(min=1), Number(min=0), Number(min=0, max=1), Number(min=0, min_open=True)
 MAX_SEED = 2**32 - 1  # what numpy takes
 
 
@@ -102,17 +113,17 @@ class Options:
     augpipe: str | None = _augment(None, click.Choice(list(AUGPIPE_PRESETS)), "augmentation pipeline", shown="bgc")
 
     pairing_weight: float = _pairing(0.0, WEIGHT, "weight of the pairing loss (lambda), 0.05 in the paper; 0: plain StyleGAN2-ADA, bit for bit")
-    pairing_tau: float = _pairing(0.1, click.FloatRange(min=0, min_open=True), "temperature of the pairing loss")
+    pairing_tau: float = _pairing(0.1, POSITIVE, "temperature of the pairing loss")
     pairing_mode: str = _pairing("infonce", click.Choice(PAIRING_MODES), "identify the latent among all of the batch, or judge single pairs")
     pairing_space: str = _pairing("z", click.Choice(PAIRING_SPACES), "latents to identify")
     pairing_dim: int = _pairing(128, COUNT, "length of the pairing embeddings")
     pairing_width: int = _pairing(1, COUNT, "width of both towers of the pairing network, in multiples of its default")
-    pairing_lr: float | None = _pairing(None, click.FloatRange(min=0, min_open=True), "learning rate of the pairing network", shown="that of G")
+    pairing_lr: float | None = _pairing(None, POSITIVE, "learning rate of the pairing network", shown="that of G")
     pairing_gather: bool = _pairing(True, bool, "use the latents of all GPUs as negatives")
     pairing_shuffle: bool = _pairing(False, bool, "control: the pairing network sees the latents in another order")
     pairing_extra: int = _pairing(0, click.IntRange(min=0), "negatives to draw besides the latents of the batch")
     pairing_near: float | None = _pairing(
-        None, click.FloatRange(min=0, max=1, min_open=True), "distance of these from the latents of the batch, 1: independent", shown="1"
+        None, Number(min=0, max=1, min_open=True), "distance of these from the latents of the batch, 1: independent", shown="1"
     )
     pairing_warmup: int | None = _pairing(None, COUNT, "kimg over which the pairing weight rises from 0", shown="none")
     pairing_target: float | None = _pairing(

@@ -66,6 +66,9 @@ class RunDir:
         try:
             unnamed.mkdir(parents=True)
             atomic_write_text(unnamed / OPTIONS_FILE, json.dumps(args, indent=2) + "\n")
+            if os.name == "nt":  # there it does not take the place of the empty folder that kept the number
+                with contextlib.suppress(OSError):
+                    run.path.rmdir()
             unnamed.rename(run.path)
         except OSError as error:
             shutil.rmtree(unnamed, ignore_errors=True)

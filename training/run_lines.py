@@ -23,7 +23,7 @@ def mark_lines(folder: pathlib.Path) -> dict:
     path = folder / STATS_FILE
     if not path.is_file():
         return dict(NO_LINES)
-    with _named(path), open(path, "rb") as handle:
+    with _named(path), open(path, "r+b") as handle:  # Windows syncs only what may be written
         os.fsync(handle.fileno())
         data = handle.read()
     return {"size": len(data), "last": data.splitlines(keepends=True)[-1].decode() if data else ""}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +15,7 @@ from torch_utils.checkpoint import NetworkRecord
 from torch_utils.distributed import gather_objects, mean_over_ranks, rank, sum_over_ranks, world_size
 from training.ada import AdaController
 from training.augment import AugmentPipe
+from training.data_loader import LabelTable
 from training.dataset import ImageFolderDataset
 from training.ema import ema_beta, update_ema
 from training.graphs import CudaRecorder, PhaseGraphs
@@ -78,7 +78,7 @@ class TrainingState:
         self.graphs = PhaseGraphs(CudaRecorder(device)) if args.get("graphs") == "on" else None
         optimizers = args.G_opt_kwargs, args.D_opt_kwargs, args.get("P_opt_kwargs")
         self.phases: list[Phase] = build_phases(self.G, self.D, self.P, *optimizers, self.loss, device, capturable=self.graphs is not None)
-        self.labels = torch.from_numpy(dataset.get_labels(np.arange(len(dataset)))).to(device)
+        self.labels = LabelTable(dataset, device)
         self.cur_nimg = self.batch_idx = self.cur_tick = 0
         # Gradient values that were not finite so far, and on how many steps up to the last one there were some.
         self.nonfinite = torch.zeros([], dtype=torch.int64, device=device)
@@ -112,8 +112,8 @@ class TrainingState:
     def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and labels for `count` images to generate; labels as frequent as in the data set."""
         z = torch.randn([count, self.G.z_dim], device=self.device)
-        if self.labels.shape[1] == 0:
-            return z, self.labels.new_zeros([count, 0])
+        if self.G.c_dim == 0:
+            return z, z.new_zeros([count, 0])
         return z, self.labels[torch.randint(len(self.labels), [count], device=self.device)]
 
     def run_phase(self, phase: Phase, batch: Batch) -> None:
@@ -172,8 +172,13 @@ class TrainingState:
         """All of it as tensors and plain values. Every rank must call; what differs between ranks is gathered."""
         per_rank = {
             "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "controllers": {name: controller.state_dict() for name, controller in self._controllers().items()},
+            "device": self.device.type,
+            "device_rng": torch.get_device_module(self.device).get_rng_state(self.device) if self.device.type != "cpu" else None,
+            "controllers": {
+                # On the CPU, or each rank would open the GPUs of all others to read what they have gathered.
+                name: {key: value.cpu() for key, value in controller.state_dict().items()}
+                for name, controller in self._controllers().items()
+            },
             "w_avg": self.G.mapping.w_avg.cpu(),
             "pl_mean": self.loss.pl_mean.cpu(),
         }
@@ -194,8 +199,8 @@ class TrainingState:
         if len(state["ranks"]) != world_size():
             raise UserError(f"the state was saved by {len(state['ranks'])} processes, this run has {world_size()}; use the same --gpus")
         own = state["ranks"][rank()]
-        if (own["cuda_rng"] is not None) != (self.device.type == "cuda"):
-            raise UserError(f"the state was saved on another kind of device than {self.device.type}; continue where the run began")
+        if own["device"] != self.device.type:
+            raise UserError(f"the state was saved on {own['device']}, this run is on {self.device.type}; continue where the run began")
         for name, module in self._networks().items():
             module.load_state_dict(state["networks"][name])
         for phase in self.phases:
@@ -213,5 +218,5 @@ class TrainingState:
         if self.graphs is not None:
             self.graphs.reset()  # the optimisers hold other tensors now
         torch.set_rng_state(own["torch_rng"].cpu())
-        if own["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(own["cuda_rng"].cpu(), self.device)
+        if own["device_rng"] is not None:
+            torch.get_device_module(self.device).set_rng_state(own["device_rng"].cpu(), self.device)

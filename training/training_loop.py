@@ -19,10 +19,11 @@ from torch_utils.distributed import broadcast_object, busy, gather_objects, rank
 from torch_utils.ops import backend
 from training import alarm
 from training.config import leading_figure
-from training.data_loader import open_loader
+from training.data_loader import StreamingLoader, open_loader
 from training.dataset import ImageFolderDataset
 from training.disk import DiskWatch, predict_sizes
 from training.history import STATS_FILE
+from training.image_store import FolderStore
 from training.memory import memory_explained
 from training.pictures import GridPictures
 from training.progress import Progress
@@ -73,7 +74,10 @@ class Trainer:
         networks = {name: module for name, module in (("G", self.state.G), ("D", self.state.D), ("P", self.state.P)) if module is not None}
         sizes = predict_sizes(networks, self.dataset.resolution, self.dataset.num_channels, len(self.dataset))
         self.disk = DiskWatch(self.run, args, sizes)
-        self.data_digest = self.dataset.fingerprint()
+        if isinstance(self.dataset.store, FolderStore) and isinstance(self.loader, StreamingLoader):
+            self.say("Reading the data set once, to know it again in a later part of this run.")
+        with busy("reading the data set"):
+            self.data_digest = broadcast_object(self.dataset.fingerprint() if rank() == 0 else None)
         self.pictures = GridPictures(self.dataset, self.state.G.z_dim, args.random_seed)
         self.progress = Progress(self.run, args.total_kimg)
         self.stopping = Stopping()
@@ -196,17 +200,23 @@ class Trainer:
             self.say_space()
 
     def evaluate(self, names: list[str]) -> list[dict]:
-        """The result lines of metrics of G_ema. One that fails is a warning: training is worth more than a figure."""
+        """The result lines of metrics of G_ema. One that fails is a warning: training is worth more than a figure.
+
+        Raises:
+            UserError: one of several ranks fails where the others do not; the state of this snapshot is written.
+        """
         args = self.args
 
         def make_dataset(**overrides):
-            return ImageFolderDataset(**{**without_class(args.training_set_kwargs), **overrides})
+            return ImageFolderDataset(**{**without_class(args.training_set_kwargs), **overrides}, store=self.dataset.store)
 
         def warn(name: str, error: Exception) -> None:
             self.say(f"Warning: the metric {name} failed: {error}")
 
+        if changed := next(filter(None, gather_objects(self._what_changed())), None):  # all ranks measure, or none
+            warn(", ".join(names), UserError(changed))
+            return []
         try:
-            self.dataset.check_unchanged()
             return compute_metrics(
                 names,
                 G=self.state.G_ema,
@@ -220,8 +230,18 @@ class Trainer:
         except Exception as error:  # whatever goes wrong in a detector that the user brought, too
             if self.stopping.requested:  # another rank has left
                 raise Abandoned(self.stopping.requested) from error
+            if self.num_ranks > 1 and not isinstance(error, UserError):  # which all ranks meet alike; else they may wait for this one
+                raise UserError(f"measuring {', '.join(names)} failed on rank {rank()}: {error}") from error
             warn(", ".join(names), error)
             return []
+
+    def _what_changed(self) -> str:
+        """What tells that the files of the data set are not what they were, empty if they are."""
+        try:
+            self.dataset.check_unchanged()
+            return ""
+        except UserError as error:
+            return str(error)
 
     def watch(self) -> None:
         """Tells of alarms that began or ended with this evaluation."""

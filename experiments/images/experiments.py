@@ -129,12 +129,14 @@ _ALL = (
     ),
     ImageExperiment("r3gan", "R3GAN's objective with and without pairing.", _rows("noaug", ("StyleGAN2", "R3GAN", "R3GAN+Pairing"))),
     *_variant("shuffled", "A control: the pairing network sees the latents shuffled", "Pairing-GAN(shuffled)"),
-    *_variant("larger-lambda", "Beyond the paper's weights: a pairing gradient as large as the adversarial one", "Pairing-GAN(.20)", "Pairing-GAN(.50)"),
+    *_variant("larger-lambda", "Beyond the paper's weights, to a pairing gradient like the adversarial one", "Pairing-GAN(.20)", "Pairing-GAN(.50)"),
     *_variant("pairing-warmup", "A pairing weight that rises from 0", "Pairing-GAN(warm-up)"),
     *_variant("adaptive-weight", "A pairing weight steered to an identification accuracy", "Pairing-GAN(adaptive)"),
     *_variant("harder-tau", "A harder pairing task: higher temperatures", "Pairing-GAN(tau .2)", "Pairing-GAN(tau .5)"),
     *_variant(
-        "harder-negatives", "A harder pairing task: more negatives, and near ones", *(f"Pairing-GAN({name})" for name in ("+1024", "near .5", "near .2"))
+        "harder-negatives",
+        "A harder pairing task: more negatives, and near ones",
+        *(f"Pairing-GAN({name})" for name in ("+1024", "near .5", "near .2")),
     ),
     *_variant("harder-w", "Another pairing task: the mapped latents", "Pairing-GAN(w)"),
     *_variant("binary-pairing", "Single pairs judged, against InfoNCE", "Pairing-GAN(binary)"),

@@ -76,7 +76,7 @@ _WITHOUT_AUGMENTATION = (
 METHODS: dict[str, Method] = {}
 for _method in _WITHOUT_AUGMENTATION:
     METHODS[_method.name] = dataclasses.replace(_method, options=("--aug=noaug", *_method.options))
-for _method in _WITHOUT_AUGMENTATION:
+for _method in (method for method in _WITHOUT_AUGMENTATION if "--objective=relativistic" not in method.options):  # ADA goes by the sign of scores
     METHODS[f"{_method.name}-ADA"] = Method(f"{_method.name}-ADA", ("--aug=ada", *_method.options), f"{_method.what}, with ADA")
 
 
