@@ -57,6 +57,17 @@ def test_collision_that_grows_is_an_alarm():
     assert told(collision=[0.9, 0.05, 0.06, 0.04, 0.06], fid10k=[50, 30, 25, 20, 18]) == []
 
 
+def test_a_run_that_gets_worse_in_every_figure_is_an_alarm():
+    """As three of docs/results/cifar10.md on 500 images did."""
+    worse = dict(fid10k=[20, 12, 10, 10, 15, 13, 10.5], coverage=[0.2, 0.25, 0.25, 0.24, 0.12, 0.13, 0.2])
+    assert told(**worse) == [(500, "decline", True), (600, "decline", False)]
+    (event, _) = find_events(*past(**worse), PLAIN)
+    assert event.since == 300 and event.numbers == {"fid10k": 13, "best fid10k": 10}
+    assert event.text.startswith("fid10k rose from 10 at 300 kimg to 13 at 500 kimg: the images get worse; --aug=ada, more data, or an end at")
+    assert told(fid10k=[20, 12, 10, 10, 15, 11.5, 14, 10]) == []  # never twice in a row
+    assert told(fid10k=[20, 10, 13, 13, 13]) == []  # how well it stood was seen once only
+
+
 def test_accuracy_of_the_training_counts_unless_its_weight_follows_it():
     falling = dict(Loss__pairing__accuracy=[0.02, 0.02, 0.7, 0.7, 0.5, 0.45], fid10k=[50, 30, 25, 20, 18, 16])
     assert told(Setting(1, pairing=True), **falling) == [(500, "collapse", True)]

@@ -1,6 +1,7 @@
 """Alarms: what in the past of a run says that it goes wrong while its FID may still look well. They are told and written down, and change nothing.
 
 collapse     coverage, recall or pairing accuracy falls, or collision grows, while FID falls or stands: the images get better and fewer.
+decline      FID is well above its best: the images themselves get worse, in quality, variety or both.
 overfitting  D tells almost all training images by their sign (r_t of Karras et al. 2020) after it once could not, and nothing holds it back.
 score gap    D's mean scores of real and of generated images drift far apart after they had come together.
 
@@ -29,6 +30,7 @@ GROWTH = 0.5  # share of its best that collision may gain
 SMALLEST = 0.03  # change that matters at all; every figure of variety lies between 0 and 1
 DEVIATIONS = 4.0  # standard deviations of a share of so many images, below which a change may be chance
 STANDS = 1.1  # FID up to so many times what it was still counts as standing
+WORSE, WORSE_OVER = 1.2, 1.1  # FID of so many times its best is a decline; between STANDS and here it is noise of FIDs of 10,000 images
 SIGN, SIGN_OVER, SIGN_RISE = 0.9, 0.8, 0.15
 GAP, GAP_OVER, GAP_GROWTH = 10.0, 7.0, 2.0
 YOUNG = 50  # kimg in which D is ahead of every generator, so that its scores say nothing
@@ -48,7 +50,7 @@ class Event:
 
     Attributes:
         kimg: when it was seen.
-        kind: "collapse", "overfitting" or "score gap".
+        kind: one of LOOKS.
         raised: whether it begins.
         since: kimg from which things went wrong.
         text: one sentence with the numbers and, where it begins, what one can do.
@@ -181,6 +183,20 @@ def _collapse(past: _Past, active: bool) -> _Finding | None:
     return max(declines, key=lambda decline: decline[0])[1] if declines else None
 
 
+def _falling_off(past: _Past, active: bool) -> _Finding | None:
+    quality, fids = past.most_measured(_is_fid)
+    if len(fids) < 4:
+        return None
+    held = [(kimg, max(earlier, value)) for (_, earlier), (kimg, value) in itertools.pairwise(fids[:-2])]
+    since, best = min(held, key=lambda point: point[1])
+    now, value = fids[-1]
+    begins = min(value, fids[-2][1]) > WORSE * best
+    if not (value > WORSE_OVER * best if active else begins):
+        return None
+    text = f"{quality} rose from {best:.4g} at {since} kimg to {value:.4g} at {now} kimg: the images get worse"
+    return _Finding(since, text, {quality: value, f"best {quality}": best})
+
+
 def _at(series: Series, kimg: int) -> float | None:
     """The last value not after a moment."""
     return next((value for moment, value in reversed(series) if moment <= kimg), None)
@@ -219,13 +235,18 @@ def _score_gap(past: _Past, active: bool) -> _Finding | None:
     return _Finding(since, text, {"gap": value, "lowest gap": low})
 
 
-LOOKS: dict[str, Callable[[_Past, bool], _Finding | None]] = {"collapse": _collapse, "overfitting": _overfitting, "score gap": _score_gap}
+LOOKS: dict[str, Callable[[_Past, bool], _Finding | None]] = {
+    "collapse": _collapse,
+    "decline": _falling_off,
+    "overfitting": _overfitting,
+    "score gap": _score_gap,
+}
 
 
 def _advice(kind: str, setting: Setting, since: int) -> str:
     more = "" if setting.augmentation == "ada" else "--aug=ada, "
     pairing = "a higher --pairing-weight" if setting.pairing else "--pairing-weight=0.05"
-    first = {"collapse": f"{pairing}, {more}", "overfitting": more, "score gap": f"a higher --gamma, {more}"}[kind]
+    first = {"collapse": f"{pairing}, {more}", "decline": more, "overfitting": more, "score gap": f"a higher --gamma, {more}"}[kind]
     return f"{first}more data, or an end at the snapshot of {since} kimg may help"
 
 
