@@ -62,7 +62,7 @@ def _report(G: Generator, path: pathlib.Path, worst: float | None) -> None:
     """Says what was written and how exact it is."""
     size = path.stat().st_size / 2**20
     found = (
-        "were not compared, since onnxruntime is not installed: `pip install pairing-gan[onnx]`"
+        "were not compared, since onnxruntime is not installed: `pip install onnxruntime`"
         if worst is None
         else f"differ from the network's by {worst:.1e} at most"
     )
@@ -74,7 +74,7 @@ def _report(G: Generator, path: pathlib.Path, worst: float | None) -> None:
 def _check_onnx() -> None:
     """Raises UserError where torch's ONNX exporter cannot work."""
     if importlib.util.find_spec("onnx") is None:
-        raise UserError("--format=onnx needs the package onnx: `pip install pairing-gan[onnx]`, or choose --format=torchscript")
+        raise UserError("--format=onnx needs the package onnx: `pip install onnx onnxruntime`, or choose --format=torchscript")
 
 
 def plain(G: Generator) -> PlainGenerator:

@@ -1,13 +1,24 @@
-"""Command: converts a network pickle of StyleGAN2-ADA or StyleGAN3 (`--cfg=stylegan2`) into a safetensors snapshot, running nothing of it."""
+"""Command: converts a network pickle of StyleGAN2-ADA or StyleGAN3 (`--cfg=stylegan2`) into a safetensors snapshot, running nothing of it.
+
+`load_network_pkl` does the same for notebooks, straight to networks.
+"""
 
 from __future__ import annotations
 
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import BinaryIO
+
 import click
 
+from dnnlib import EasyDict, UserError
 from dnnlib.cli import run_command
 from dnnlib.download import fetch
 from torch_utils.checkpoint import NetworkRecord, save_networks
 from torch_utils.legacy import read_pickle
+from training.networks import load_network
 
 
 @click.command()
@@ -31,6 +42,30 @@ def main(source: str, dest: str, force_fp16: bool) -> None:
         count = sum(tensor.numel() for tensor in record.tensors.values())
         print(f"{name:<6} {record.class_name:<32} {len(record.tensors):>4} tensors {count:>12,} numbers")
     print(f"wrote {dest}")
+
+
+def load_network_pkl(f: BinaryIO | str | os.PathLike) -> EasyDict:
+    """The networks of a .pkl of StyleGAN2-ADA or of a snapshot of this project; nothing in the file is executed.
+
+    Args:
+        f: a file opened for reading bytes, as `dnnlib.util.open_url` gives it, or a path or URL.
+
+    Returns:
+        As `training.networks.load_network`: modules by name ('G_ema', 'G', 'D', and 'P' if there is one) on the CPU, and 'meta'.
+
+    Raises:
+        UserError: missing, damaged or foreign file, or one that is open as text.
+    """
+    if isinstance(f, str | os.PathLike):
+        return load_network(fetch(f))
+    if not isinstance(f.read(0), bytes):
+        raise UserError("the network file is open as text; open it for reading bytes, with mode 'rb'")
+    name = pathlib.PurePath(str(getattr(f, "name", ""))).name or "network"
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, name)
+        with open(path, "wb") as copy:
+            shutil.copyfileobj(f, copy)
+        return load_network(path)
 
 
 def _force_fp16(record: NetworkRecord) -> None:

@@ -36,7 +36,7 @@ SMALLEST_FRAME = 256
 @click.option("--save-video", help="A video of the search, proj.mp4  [default: if imageio-ffmpeg is installed]", type=bool)
 @click.option("--outdir", help="Where to write", metavar="DIR", required=True)
 @click.option("--class", "class_index", help="Class, for a network with labels", type=click.IntRange(min=0))
-@click.option("--distance", help="lpips (VGG16), embedded, a copy of vgg16.pt, or auto: lpips if it is to be had", default="auto", show_default=True)
+@click.option("--distance", help="lpips (VGG16), embedded, a copy of vgg16.pt, or auto: lpips if available", default="auto", show_default=True)
 @click.option("--trust-detector", help="Run the file of --distance, now and later: TorchScript is a program", is_flag=True)
 @click.option("--device", help="Where to compute", type=click.Choice(DEVICES), default="auto", show_default=True)
 def main(**options) -> None:

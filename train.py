@@ -28,7 +28,7 @@ from metrics.registry import check_detectors, parse_metrics
 from torch_utils import distributed, slurm
 from training import config
 from training.boards import import_wandb
-from training.options import Options, add_options
+from training.options import GroupedCommand, Options, add_options
 from training.run_files import RunDir, as_easydict
 from training.stopping import Abandoned
 from training.training_loop import training_loop
@@ -153,9 +153,15 @@ def reopen_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.devic
     return found, device
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=GroupedCommand, context_settings={"help_option_names": ["-h", "--help"]})
 def main(**given) -> int:
-    """Train a GAN on a folder or zip of images made by dataset_tool.py."""
+    """Train a GAN on a folder or zip of images made by dataset_tool.py.
+
+    \b
+    python train.py --outdir=runs --data=datasets/photos.zip --mirror=1
+    python train.py --outdir=runs --data=datasets/photos.zip --mirror=1 --pairing-weight=0.05
+    python train.py --continue-run=runs/00000-photos-mirror-auto1-ada
+    """
     typed = {name for name, value in given.items() if value is not None}
     options = Options(**{name: given[name] for name in typed})
     slurm.adopt_step()

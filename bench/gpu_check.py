@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show, in one go: native ops, the tests marked `gpu`, all benchmarks, into one file.
+"""Everything that only a GPU can show, in one go: native ops, the tests marked `gpu`, the benchmarks of ops, training and generation, into one file.
 
     python -m bench.gpu_check        (make gpu-check)
 
@@ -105,7 +105,7 @@ def run_benchmark(command: Sequence[str]) -> dict[str, Any]:
 @click.command()
 @click.option("--out", type=click.Path(dir_okay=False, path_type=pathlib.Path), default=RESULT, help="JSON file  [default: docs/benchmarks-gpu.json]")
 def main(out: pathlib.Path) -> int:
-    """Build the CUDA ops, run the tests marked gpu and all benchmarks, and write the figures down."""
+    """Build the CUDA ops, run the tests marked gpu and the benchmarks of ops, training and generation, and write the figures down."""
     if not torch.cuda.is_available():
         raise UserError("gpu-check needs a CUDA device that torch can use, and there is none; python -m torch_utils.doctor says what is missing")
     result: dict[str, Any] = {"machine": describe_machine(), "ops": build_ops()}

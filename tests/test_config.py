@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import click
 import pytest
@@ -383,6 +384,18 @@ def test_ranges_are_checked_by_the_command_line():
     for bad in ("--p=1.5", "--gamma=-1", "--kimg=0", "--snap=0", "--freezed=-1", "--target=2", "--pairing-tau=0", "--seed=4294967296", "--aug=adaa"):
         assert CliRunner().invoke(command, [bad]).exit_code == 2, bad
     assert CliRunner().invoke(command, ["--p=1", "--gamma=0", "--seed=4294967295"]).exit_code == 0
+
+
+def test_help_lists_every_option_under_the_groups_of_the_table():
+    text = CliRunner().invoke(train.main, ["--help"], terminal_width=200).output
+    groups = dict.fromkeys(field.metadata["group"] for field in dataclasses.fields(Options))
+    assert re.findall(r"^(\w[\w ]*):$", text, flags=re.MULTILINE) == list(groups)
+    sections = dict(zip(groups, re.split(r"^\w[\w ]*:$", text, flags=re.MULTILINE)[1:]))
+    for field in dataclasses.fields(Options):
+        assert f"--{field.name.replace('_', '-')} " in sections[field.metadata["group"]], field.name
+    assert len(re.findall(r"--(?:outdir|data) TEXT .*\[required\]", text)) == text.count("[required]") == 2
+    assert "default: -]" not in text and "default: required" not in text
+    assert "python train.py --outdir=runs --data=" in text and "--subset INT " in text and "--continue-run DIR " in text
 
 
 def test_the_option_table_has_a_row_for_every_option():

@@ -65,8 +65,13 @@ def test_links_lead_to_files(page):
 
 
 def test_option_table_is_that_of_the_code():
-    inside = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- options -->")[1].split("<!-- /options -->")[0]
-    assert inside.strip() == option_table(), "run option_table() of training.options and put its text into README.md"
+    inside = (ROOT / "docs" / "options.md").read_text(encoding="utf-8").split("<!-- options -->")[1].split("<!-- /options -->")[0]
+    assert inside.strip() == option_table(), "run option_table() of training.options and put its text into docs/options.md"
+
+
+def test_the_readme_leads_to_every_page_of_the_docs():
+    links = re.findall(r"\]\(docs/(\w+\.md)[#)]", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(links)
 
 
 def test_metrics_page_lists_every_metric_with_its_detector():

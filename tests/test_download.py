@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+import dnnlib
 from dnnlib import UserError, download
 from dnnlib.download import cache_dir, cached_path, discard, fetch, fetch_published, file_digest
 
@@ -98,6 +99,18 @@ def test_first_call_downloads_and_the_second_does_not(server, tmp_path):
     assert (tmp_path / f"{path.name}.sha256").read_text().strip() == DIGEST
     assert fetch(url, cache_dir=tmp_path, digest=DIGEST) == path
     assert len(server.requests) == 1 and names(tmp_path) == [path.name, f"{path.name}.sha256"]
+
+
+def test_open_url_gives_the_bytes_of_a_url_or_path(server, tmp_path):
+    for _ in range(2):
+        with dnnlib.util.open_url(f"{server.url}/net.pkl", cache_dir=tmp_path) as handle:
+            assert handle.read() == CONTENT
+    assert len(server.requests) == 1
+    (tmp_path / "mine.pkl").write_bytes(b"mine")
+    with dnnlib.util.open_url(tmp_path / "mine.pkl") as handle:
+        assert handle.read() == b"mine"
+    with pytest.raises(UserError, match="does not exist"):
+        dnnlib.util.open_url("none.pkl")
 
 
 def test_cache_folder_follows_the_environment(server, tmp_path, monkeypatch):

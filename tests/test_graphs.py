@@ -26,7 +26,8 @@ from training.state import TrainingState
 CUDA = torch.device("cuda")
 # Two rounds of accumulation, path length, style mixing, R1, ADA, pairing and its controller.
 FULL = dict(batch=8, batch_gpu=4, aug="ada", augpipe="bgcfnc", pairing_weight=0.05, pairing_target=0.5, cond=True)
-BINARY, RELATIVISTIC = dict(pairing_mode="binary", aug="noaug", augpipe=None), dict(objective="relativistic", r2_gamma=1.0, pairing_space="w", aug="noaug", augpipe=None)
+PLAIN = dict(aug="noaug", augpipe=None)
+BINARY, RELATIVISTIC = dict(pairing_mode="binary", **PLAIN), dict(objective="relativistic", r2_gamma=1.0, pairing_space="w", **PLAIN)
 STEPS = 20
 
 

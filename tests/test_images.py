@@ -157,7 +157,7 @@ def test_mp4_with_odd_sides_and_failures(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="frame"):
             write([], tmp_path / "empty.mp4", fps=5)
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(UserError, match=r"pip install pairing-gan\[video\]"):
+    with pytest.raises(UserError, match=r"pip install imageio-ffmpeg"):
         images.check_animation_path("x.mp4")
     with pytest.raises(UserError, match="ends in"):
         images.check_animation_path("x.avi")

@@ -2,6 +2,7 @@
 
 import builtins
 import importlib
+import io
 import json
 import os
 import pathlib
@@ -16,10 +17,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import dnnlib
 import legacy as legacy_command
 from bench.fuzz_samples import Call, emit, pickled
 from dnnlib import UserError
-from torch_utils.checkpoint import read_networks
+from dnnlib.util import open_url
+from torch_utils.checkpoint import read_networks, save_networks
 from torch_utils.legacy import read_pickle
 from torch_utils.safe_pickle import PickleMachine, RefusedPickle
 from training.networks import load_network
@@ -153,6 +156,35 @@ def test_command_forces_fp16_and_refuses_bad_input(tmp_path):
     result = subprocess.run(command, cwd=DATA.parent.parent, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and "torn.pkl" in result.stderr and result.stderr.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["torn.pkl"]
+
+
+def assert_same_networks(found, expected):
+    assert list(found) == list(expected)
+    for name in expected.keys() - {"meta"}:
+        states = found[name].state_dict(), expected[name].state_dict()
+        assert states[0].keys() == states[1].keys() and all(torch.equal(states[0][key], states[1][key]) for key in states[1]), name
+
+
+def test_notebooks_load_networks_as_they_are_used_to(tmp_path, no_execution):
+    expected = load_network(GOLDEN)
+    with dnnlib.util.open_url(str(GOLDEN)) as f:
+        found = legacy_command.load_network_pkl(f)
+    assert_same_networks(found, expected)
+    assert not found["G_ema"].training and found.meta["training_set_kwargs"]["resolution"] == 32
+    assert_same_networks(legacy_command.load_network_pkl(io.BytesIO(GOLDEN.read_bytes())), expected)
+    assert_same_networks(legacy_command.load_network_pkl(str(GOLDEN)), expected)
+    snapshot = tmp_path / "y.safetensors"
+    save_networks(snapshot, read_pickle(GOLDEN)[0], {})
+    with open_url(snapshot) as f:
+        assert_same_networks(legacy_command.load_network_pkl(f), expected)
+
+
+def test_a_hostile_file_object_runs_nothing(no_execution):
+    for data in (HOSTILE_BYTES, pickled({"G": HOSTILE["os.system"]}), pickled({"G_ema": generator(class_name="Discriminator")}), b"", b"x" * 100):
+        with pytest.raises(UserError):
+            legacy_command.load_network_pkl(io.BytesIO(data))
+    with pytest.raises(UserError, match="rb"):
+        legacy_command.load_network_pkl(io.StringIO("text"))
 
 
 # ---------------------------------------------------------------- StyleGAN3 and other layouts

@@ -1,12 +1,10 @@
-"""The shape of the code: which way imports run, how long files are, and that what is written about options is what they are."""
+"""The shape of the code: which way imports run, how long files are, and that public names are described. What the docs say is test_docs.py's."""
 
 import ast
 import pathlib
 import subprocess
 
 import pytest
-
-from training.options import option_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 # From the ground up; a module imports from floors below its own, and from its own package.
@@ -129,11 +127,3 @@ def test_no_path_of_a_certain_machine():
             continue  # pictures, archives, weights
         found += [f"{path.relative_to(ROOT)}: {place}" for place in places if place in text]
     assert not found
-
-
-@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="there is no README.md yet")
-def test_the_readme_shows_the_options_as_they_are():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, _, rest = readme.partition("<!-- options -->")
-    table, end, _ = rest.partition("<!-- /options -->")
-    assert end and table.strip() == option_table().strip()

@@ -342,7 +342,7 @@ def test_gradients_that_stay_bad_stop_the_run(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training_loop, "MAX_BAD_STEPS", 3)
     monkeypatch.setattr(objectives, "generator_loss", bad_from(2))
-    with pytest.raises(UserError, match=r"training diverged: gradients were not finite for 3 steps on end; .*network-snapshot-000000"):
+    with pytest.raises(UserError, match=r"training diverged: gradients were not finite for 3 steps in a row; .*network-snapshot-000000"):
         short_run(place, tmp_path / "diverged")
     assert "Warning: " in (tmp_path / "diverged" / "log.txt").read_text()
     monkeypatch.setattr(objectives, "generator_loss", bad_from(3))

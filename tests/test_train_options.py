@@ -38,7 +38,11 @@ def weights(module):
 # Each of these trains, reports, and ends elsewhere than the plain run.
 
 CHANGES = {
-    "relativistic with R2": (dict(objective="relativistic", r2_gamma=0.5, aug="noaug"), {"Loss/r2_penalty", "Loss/r1_penalty", "Loss/D/loss"}, {"G", "D"}),
+    "relativistic with R2": (
+        dict(objective="relativistic", r2_gamma=0.5, aug="noaug"),
+        {"Loss/r2_penalty", "Loss/r1_penalty", "Loss/D/loss"},
+        {"G", "D"},
+    ),
     "R2 alone": (dict(r2_gamma=0.5, gamma=0.0), {"Loss/r2_penalty"}, {"G", "D"}),
     "mode seeking": (dict(ms_weight=1.0), {"Loss/ms/loss"}, {"G"}),
     "pairing": (dict(pairing_weight=0.5), {"Loss/pairing/loss", "Loss/pairing/accuracy", "Loss/pairing/weight"}, {"G"}),

@@ -196,7 +196,7 @@ def _encoder() -> Any:
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise UserError("MP4 needs the package imageio-ffmpeg: `pip install pairing-gan[video]`, or choose a name ending in .gif") from error
+        raise UserError("MP4 needs the package imageio-ffmpeg: `pip install imageio-ffmpeg`, or choose a name ending in .gif") from error
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:

@@ -1,8 +1,9 @@
-"""Every option of train.py: name, type, default, range and help, each written once. Command line, README table and checks are made from here."""
+"""Every option of train.py: name, type, default, range and help, each written once. Command line, docs/options.md and checks are made from here."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -30,37 +31,18 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def _option(default: Any, kind: Any, help: str, group: str, shown: str | None = None, **extra) -> Any:
-    """A field of `Options`; `shown` is what tables print where the default is worked out from other options."""
+    """A field of `Options`; `shown` is what tables print where the default is worked out from other options, `extra` goes to click
+    (but `short`, a one-letter name, and `flag`, an option without a value)."""
     return dataclasses.field(default=default, metadata=dict(kind=kind, help=help, group=group, shown=shown, extra=extra))
 
 
-def _general(*args, **kwargs):
-    return _option(*args, group="General", **kwargs)
-
-
-def _data(*args, **kwargs):
-    return _option(*args, group="Data", **kwargs)
-
-
-def _base(*args, **kwargs):
-    return _option(*args, group="Base configuration", **kwargs)
-
-
-def _augment(*args, **kwargs):
-    return _option(*args, group="Augmentation", **kwargs)
-
-
-def _pairing(*args, **kwargs):
-    return _option(*args, group="Pairing and objective", **kwargs)
-
-
-def _transfer(*args, **kwargs):
-    return _option(*args, group="Transfer and resuming", **kwargs)
-
-
-def _speed(*args, **kwargs):
-    return _option(*args, group="Speed", **kwargs)
-
+_general = functools.partial(_option, group="General")
+_data = functools.partial(_option, group="Data")
+_base = functools.partial(_option, group="Base configuration")
+_augment = functools.partial(_option, group="Augmentation")
+_pairing = functools.partial(_option, group="Pairing and objective")
+_transfer = functools.partial(_option, group="Transfer and resuming")
+_speed = functools.partial(_option, group="Speed")
 
 class Number(click.FloatRange):
     """A range of numbers without nan, which compares as neither inside nor outside of any, and without infinity."""
@@ -97,7 +79,7 @@ class Options:
 
     data: str | None = _data(None, str, "training images: folder or zip made by dataset_tool.py", shown="required")
     cond: bool = _data(False, bool, "train on the labels of the data set")
-    subset: int | None = _data(None, COUNT, "train on so many images only", shown="all")
+    subset: int | None = _data(None, COUNT, "train on so many images only", shown="all", metavar="INT")
     mirror: bool = _data(False, bool, "add mirrored images")
     workers: int = _data(3, COUNT, "processes that read images when the set does not fit the device")
 
@@ -135,7 +117,7 @@ class Options:
 
     resume: str = _transfer("noresume", str, f"network to start from: {', '.join(RESUME_SOURCES)}, a file or a URL")
     freezed: int = _transfer(0, click.IntRange(min=0), "Freeze-D: layers of D to keep, from the image side")
-    continue_run: str | None = _transfer(None, str, "run folder to continue exactly where its last state stands", shown="-")
+    continue_run: str | None = _transfer(None, str, "run folder to continue exactly where its last state stands", shown="-", metavar="DIR")
 
     device: str = _speed("auto", click.Choice(DEVICES), "auto takes CUDA, then MPS, then the CPU")
     precision: str = _speed("auto", click.Choice(PRECISIONS), "fp16/bf16: the four highest resolutions; auto: fp16 on CUDA, bf16 on CPUs made for it")
@@ -159,13 +141,32 @@ def add_options(command: click.Command) -> click.Command:
         extra, names = dict(field.metadata["extra"]), [flag_name(field)]
         if short := extra.pop("short", None):
             names.insert(0, short)
-        if field.name == "subset" or field.name == "continue_run":
-            extra["metavar"] = "INT" if field.name == "subset" else "DIR"
         is_flag = extra.pop("flag", False)
         kind = {} if is_flag else {"type": field.metadata["kind"]}
-        help_text = f"{field.metadata['help']}  [default: {shown_default(field)}]"
+        help_text = "  ".join(filter(None, (field.metadata["help"], _default_note(field))))
         command.params.append(click.Option([*names, field.name], default=None, is_flag=is_flag, help=help_text, **kind, **extra))
     return command
+
+
+def _default_note(field: dataclasses.Field) -> str:
+    """What --help says of the default: that there is none and one must be given, what it is, or nothing where it goes without saying."""
+    shown = shown_default(field)
+    return {"required": "[required]", "-": ""}.get(shown, "" if field.metadata["extra"].get("flag") else f"[default: {shown}]")
+
+
+class GroupedCommand(click.Command):
+    """A command whose --help lists the options of `add_options` under the headings of the table."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes a section for each group; --help itself is a general option."""
+        groups = {field.name: field.metadata["group"] for field in dataclasses.fields(Options)}
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                sections.setdefault(groups.get(param.name, "General"), []).append(record)
+        for group, records in sections.items():
+            with formatter.section(group):
+                formatter.write_dl(records)
 
 
 def shown_default(field: dataclasses.Field) -> str:
@@ -189,7 +190,7 @@ def _values(field: dataclasses.Field) -> str:
 
 
 def option_table() -> str:
-    """Every option as a Markdown table, grouped, for the README."""
+    """Every option as a Markdown table, grouped, for docs/options.md."""
     lines = ["| Option | Values | Default | Meaning |", "|---|---|---|---|"]
     group = None
     for field in dataclasses.fields(Options):

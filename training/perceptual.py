@@ -54,14 +54,14 @@ def perceptual_distance(spec: str, device: torch.device, log: Callable[[str], No
         log: told what "auto" came to where it is not lpips.
 
     Raises:
-        UserError: LPIPS is asked for, and its network is not to be had.
+        UserError: LPIPS is asked for, and its network is not at hand.
     """
     if spec == "auto":
         try:
             check_detector("vgg16")
             spec = "lpips"
         except UserError as error:
-            log(f"note: distances are those of the embedded detector, since LPIPS is not to be had: {_without_advice(error)}")
+            log(f"note: distances are those of the embedded detector, since LPIPS is not at hand: {_without_advice(error)}")
             spec = "embedded"
     if spec == "embedded":
         network = embedded.load_embedded(device)

@@ -33,7 +33,7 @@ from training.state import TrainingState, without_class
 from training.stopping import Abandoned, Stopping
 from training.transfer import begin
 
-MAX_BAD_STEPS = 50  # steps on end with gradients that are not finite, after which a run is given up
+MAX_BAD_STEPS = 50  # steps in a row with gradients that are not finite, after which a run is given up
 
 
 def _set_backends(args: EasyDict) -> None:
@@ -262,7 +262,7 @@ class Trainer:
         broken = [name for module in networks for name, p in module.named_parameters() if not torch.isfinite(p).all()]
         streak = int(state.bad_streak)
         if broken or streak >= MAX_BAD_STEPS:
-            what = f"weights are not finite ({broken[0]})" if broken else f"gradients were not finite for {streak} steps on end"
+            what = f"weights are not finite ({broken[0]})" if broken else f"gradients were not finite for {streak} steps in a row"
             good = self.run.snapshots()
             raise UserError(f"training diverged: {what}; the last good snapshot is {self.run.snapshot(good[-1]) if good else 'none'}")
 
