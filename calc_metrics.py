@@ -245,6 +245,11 @@ def _dataset_kwargs(meta: dict, G: torch.nn.Module, data: str | None, mirror: bo
     return kwargs
 
 
+def _whole_dataset(kwargs: dict) -> ImageFolderDataset:
+    """The data set, also of a network that learned a part of it: whichever way a network is named, its labels are drawn from all of them."""
+    return ImageFolderDataset(**{**kwargs, "max_size": None})
+
+
 def _generator_side(opts: EasyDict, G: torch.nn.Module, labels: Any, **options: Any) -> GeneratorSide:
     return GeneratorSide(G, labels, opts.run_on, seed=opts.metric_seed, batch_detector=opts.batch, **options)
 
@@ -295,7 +300,7 @@ def open_side(opts: EasyDict, given: str, role: str) -> Side:
     local = download.fetch(given)
     networks = _load_networks(str(local))
     G = networks.G_ema.to(opts.run_on)
-    labels = ImageFolderDataset(**_dataset_kwargs(networks.meta, G, opts.data, False)) if G.c_dim > 0 else None
+    labels = _whole_dataset(_dataset_kwargs(networks.meta, G, opts.data, False)) if G.c_dim > 0 else None
     fingerprint = download.file_digest(local) if role == "real" else "generator"
     return _generator_side(opts, G, labels, name=name, stream=REAL_STREAM if role == "real" else 0, fingerprint=fingerprint)
 
