@@ -30,8 +30,9 @@ from metrics.collectors import Rows
 from metrics.detectors import detector_name, get_detector, trust_detector
 from metrics.feature_cache import FeatureCache
 from metrics.feature_files import FeatureFile, is_feature_file, load_features, save_features
-from metrics.features import broadcast
+from metrics.features import succeed_together
 from metrics.sources import DataSide, FileSide, GeneratorSide, Images, PassOptions, Side, check_sizes
+from torch_utils.distributed import broadcast_object
 from training.config import choose_device
 from training.dataset import ImageFolderDataset
 from training.networks import load_network
@@ -174,7 +175,7 @@ def _kimg(path: str) -> int:
 def _measure_networks(opts: EasyDict) -> None:
     """Measures every network that --network names; of several, those that have their lines already are passed over."""
     registry.check_detectors(opts.specs)
-    paths = broadcast(find_networks(opts.network) if _rank() == 0 else None)
+    paths = broadcast_object(find_networks(opts.network) if _rank() == 0 else None)
     real_side = functools.lru_cache(maxsize=1)(functools.partial(_training_data, opts))  # snapshots of a run share features of real images
     failed = []
     for index, path in enumerate(paths):
@@ -197,9 +198,13 @@ def _training_data(opts: EasyDict, kwargs: tuple) -> DataSide:
 
 def _measure_network(opts: EasyDict, path: str, real_side: Callable[[tuple], DataSide], resuming: bool) -> None:
     """Measures one network, prints what comes out, and keeps it where the network lies in a run directory."""
-    G, kwargs = _load(path, opts.run_on, opts.data, opts.mirror)
-    real = real_side(tuple(kwargs.items()))
-    fake = _generator_side(opts, G, real.dataset(), given=ImageFolderDataset(**kwargs))
+
+    def open_sides() -> tuple[DataSide, GeneratorSide]:
+        G, kwargs = _load(path, opts.run_on, opts.data, opts.mirror)
+        real = real_side(tuple(kwargs.items()))
+        return real, _generator_side(opts, G, real.dataset(), given=ImageFolderDataset(**kwargs))
+
+    real, fake = succeed_together(open_sides)
     run_dir = pathlib.Path(path).parent
     in_run = not download.is_url(path) and (run_dir / "training_options.json").is_file()
     names = opts.metrics
@@ -215,7 +220,7 @@ def _still_to_do(opts: EasyDict, real: Side, fake: Side, path: str) -> list[str]
     folder, name = os.path.split(path)
     plans = registry.planned_protocols(opts.metrics, real=real, fake=fake, device=opts.run_on, detector=opts.detector, metric_seed=opts.metric_seed)
     todo = [spec.protocol.name for spec in opts.specs if not report.is_measured(folder, spec.name, name, plans[spec.name])]
-    return broadcast(todo)
+    return broadcast_object(todo)
 
 
 def _load(network: str, device: torch.device, data: str | None, mirror: bool | None) -> tuple[torch.nn.Module, dict]:
@@ -243,6 +248,11 @@ def _dataset_kwargs(meta: dict, G: torch.nn.Module, data: str | None, mirror: bo
     if mirror is not None:
         kwargs["xflip"] = mirror
     return kwargs
+
+
+def _whole_dataset(kwargs: dict) -> ImageFolderDataset:
+    """The data set, also of a network that learned a part of it: whichever way a network is named, its labels are drawn from all of them."""
+    return ImageFolderDataset(**{**kwargs, "max_size": None})
 
 
 def _generator_side(opts: EasyDict, G: torch.nn.Module, labels: Any, **options: Any) -> GeneratorSide:
@@ -295,7 +305,7 @@ def open_side(opts: EasyDict, given: str, role: str) -> Side:
     local = download.fetch(given)
     networks = _load_networks(str(local))
     G = networks.G_ema.to(opts.run_on)
-    labels = ImageFolderDataset(**_dataset_kwargs(networks.meta, G, opts.data, False)) if G.c_dim > 0 else None
+    labels = _whole_dataset(_dataset_kwargs(networks.meta, G, opts.data, False)) if G.c_dim > 0 else None
     fingerprint = download.file_digest(local) if role == "real" else "generator"
     return _generator_side(opts, G, labels, name=name, stream=REAL_STREAM if role == "real" else 0, fingerprint=fingerprint)
 
@@ -393,8 +403,8 @@ def show(**options: Any) -> None:
     counts = {"real": min(opts.samples or MAX_SHOWN, sides["real"].available() or MAX_SHOWN)}
     counts["fake"] = min(opts.samples or counts["real"], sides["fake"].available() or MAX_SHOWN)
     wants = {role: side.want(detector, Rows, counts[role], sampled=True) for role, side in sides.items()}
-    options = PassOptions(opts.batch, opts.run_on, workers=3)
-    features = [side.collect({wants[role]: detector}, options)[wants[role]]["rows"] for role, side in sides.items()]
+    how = PassOptions(opts.batch, opts.run_on, workers=3)
+    features = [side.collect({wants[role]: detector}, how)[wants[role]]["rows"] for role, side in sides.items()]
     images = [Images(side, wants[role]) for role, side in sides.items()]
     for path in make_sheets(*images, *features, k=opts.nearest_k, out=pathlib.Path(opts.out), count=opts.count, device=opts.run_on):
         print(path)

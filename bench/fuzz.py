@@ -115,12 +115,22 @@ def fuzz(reader: Reader, count: int, seed: int, watch: Watch, keep: pathlib.Path
         reader.path.write_bytes(data)
         with contextlib.suppress(UserError):
             reader.read(reader.path)  # unseen: what is imported or built at first use is none of the file's doing
+    before = signal.signal(signal.SIGPROF, _hang)
+    try:
+        _try_all(reader, count, seed, watch, keep, first, outcome)
+    finally:
+        signal.signal(signal.SIGPROF, before)
+    return outcome
+
+
+def _try_all(reader: Reader, count: int, seed: int, watch: Watch, keep: pathlib.Path | None, first: int, outcome: Outcome) -> None:
+    """The sound files, then the inputs; arguments as those of `fuzz`."""
     for data in reader.seeds:
         _try(reader, data, outcome, watch)
     if not outcome.accepted:
         outcome.crashes.append("no sound file is accepted")
     outcome.refused = outcome.accepted = 0
-    before = _peak_memory()
+    before = _forget_peak()
     for index in range(first, first + count):
         r = random.Random(f"{reader.name} {seed} {index}")
         data = reader.damage(r, r.choice(reader.seeds))
@@ -130,7 +140,6 @@ def fuzz(reader: Reader, count: int, seed: int, watch: Watch, keep: pathlib.Path
             shutil.copyfile(reader.path, keep / f"{reader.name.replace(' ', '-')}-{index}{reader.path.suffix}")
         outcome.inputs += 1
     outcome.peak = (_peak_memory() - before) / 1e6
-    return outcome
 
 
 def _try(reader: Reader, data: bytes, outcome: Outcome, watch: Watch, name: str = "a sound file: ") -> None:
@@ -140,7 +149,8 @@ def _try(reader: Reader, data: bytes, outcome: Outcome, watch: Watch, name: str 
     start = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             reader.read(reader.path)
         outcome.accepted += 1
     except UserError as error:
@@ -160,8 +170,18 @@ def _try(reader: Reader, data: bytes, outcome: Outcome, watch: Watch, name: str 
     outcome.escapes += [name + text for text in watch.escapes]
 
 
+def _forget_peak() -> int:
+    """Lets the peak begin anew where the system can (Linux), and returns it as it is now, in bytes."""
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+    return _peak_memory()
+
+
 def _peak_memory() -> int:
-    """Bytes; Linux counts in kilobytes."""
+    """The most memory that the process has held, in bytes: since `_forget_peak`, or ever where that cannot be."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -172,7 +192,6 @@ def _hang(*_: Any) -> None:
 def fuzz_here(name: str, count: int, seed: int, keep: pathlib.Path | None) -> Outcome:
     """Fuzzes one reader in this process, which serves for nothing else: its memory is bounded and what it prints is thrown away."""
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + MORE_MEMORY,) * 2)
-    signal.signal(signal.SIGPROF, _hang)
     with tempfile.TemporaryDirectory() as folder:
         return fuzz(make_reader(name, pathlib.Path(folder) / "reader"), count, seed, Watch(), keep)
 

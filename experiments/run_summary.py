@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dnnlib import UserError
-from metrics.runs import LOWER_IS_BETTER, NEITHER
+from metrics.runs import direction
 from training.alarm import Setting, find_events, open_alarms
 from training.disk import Sizes, free_bytes, measure_sizes, needed_bytes, snapshots_left
 from training.history import ONE_CLASS, STATS_FILE, History, is_finite, read_history, read_lines, snapshot_kimg, snapshot_moments
@@ -194,10 +194,10 @@ def _rank(name: str) -> int:
 
 
 def _figure(name: str, values: Mapping[int, float]) -> dict[str, Any]:
-    neither = name.endswith(NEITHER) or name.startswith("density")
-    sign = -1 if name.startswith(LOWER_IS_BETTER) else 1
+    way = direction(name)
+    sign = -1 if way == "lower" else 1
     last = max(values)
-    best = None if neither else max(values, key=lambda kimg: (sign * values[kimg], kimg))
+    best = None if not way else max(values, key=lambda kimg: (sign * values[kimg], kimg))
     recent = list(values.values())[-RECENT:]
     change = (recent[-1] - recent[0]) / max(abs(recent[0]), 1e-12) if len(recent) > 1 else None
     trend = None if change is None else "level" if abs(change) <= FLAT else "up" if change > 0 else "down"
@@ -208,7 +208,7 @@ def _figure(name: str, values: Mapping[int, float]) -> dict[str, Any]:
         "best": None if best is None else values[best],
         "best_at": best,
         "trend": trend,
-        "trend_is_good": None if trend in (None, "level") or neither else (trend == "up") == (sign > 0),
+        "trend_is_good": None if trend in (None, "level") or not way else (trend == "up") == (sign > 0),
         "evaluations": len(values),
     }
 

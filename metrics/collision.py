@@ -22,8 +22,9 @@ def collision(latents: Any, features: Any, real_features: Any, nearest_k: int = 
     """Share of latent pairs farther apart than the median pair whose features are nearer than the typical radius of the real data.
 
     0 for a generator that keeps far latents apart, 1 for one that maps all of them to one image. Perfect images that have nothing to do with
-    their latents give about k / M, since that is the share of the data in a typical ball: read small values against it. Collision does not
-    ask where the images are: a generator can be free of it and far from the data.
+    their latents collide as often as the data do, which `near_share` tells for the real features and `typical_radius`: read small values
+    against it. It is k / M for data spread evenly, and more for data that crowd somewhere, where the typical ball holds more than k others.
+    Collision does not ask where the images are: a generator can be free of it and far from the data.
 
     Args:
         latents: [N, d] numpy array or tensor, compared in float32.
@@ -51,10 +52,24 @@ def typical_radius(real_features: Any, nearest_k: int = 3, *, block: int | None 
         UserError: features that are not a finite matrix, fewer than k + 1 points, or a radius of 0, under which nothing is near.
     """
     points = _point_set(knn.as_features(real_features, "real"), block)
-    radius = float(knn.kth_neighbour(points, nearest_k, "real").sqrt().median())
+    radius = float(knn.kth_distance(points, nearest_k, "real").median())
     if radius == 0:
         raise UserError(f"half of the {len(points):,} real points or more have {nearest_k} copies of themselves; distinct real data is needed")
     return radius
+
+
+def near_share(features: Any, radius: float, *, block: int | None = None) -> float:
+    """Share of the pairs of different rows of features [N, D] that are nearer than the radius.
+
+    Raises:
+        UserError: features that are not a finite matrix, or fewer than 2 rows.
+    """
+    points = _point_set(knn.as_features(features, "real"), block)
+    if len(points) < 2:
+        raise UserError(f"{len(points)} real points make no pair; at least 2 are needed")
+    limit = radius * points.scale
+    near = sum(int(torch.count_nonzero(squared.sqrt() < limit)) for squared in _pairs(points))
+    return near / (len(points) * (len(points) - 1) // 2)
 
 
 def collision_within(latents: Any, features: Any, radius: float, *, block: int | None = None) -> float:
@@ -69,12 +84,12 @@ def collision_within(latents: Any, features: Any, radius: float, *, block: int |
     if len(latents) < 3:
         raise UserError(f"{len(latents)} latents are too few for pairs that are near and far; at least 3 are needed")
     z, x = _point_set(latents.float().to(features.device), block), _point_set(features, block)
-    median = _median_pair(z)
+    median, limit = _median_pair(z), radius * x.scale
     num_far, num_collided = 0, 0
     for latent_pairs, feature_pairs in zip(_pairs(z), _pairs(x)):
         far = latent_pairs > median
         num_far += int(torch.count_nonzero(far))
-        num_collided += int(torch.count_nonzero(far & (feature_pairs.sqrt() < radius)))
+        num_collided += int(torch.count_nonzero(far & (feature_pairs.sqrt() < limit)))
     if num_far == 0:
         raise UserError(f"no pair of the {len(latents):,} latents is farther apart than the median pair; latents that differ are needed")
     return num_collided / num_far
@@ -85,9 +100,12 @@ def _point_set(features: torch.Tensor, block: int | None) -> knn.PointSet:
 
 
 def _pairs(points: knn.PointSet) -> Iterator[torch.Tensor]:
-    """Squared distances of all pairs of different points, each pair once, block by block [P]; the order depends on their number and the block."""
+    """Squared distances of all pairs of different points, in units of the set's scale: each pair once, block by block [P].
+
+    The order depends on the number of points and the block.
+    """
     for first, last in points.blocks():
-        own, rest = (knn.PointSet(points.features[first:end], points.centre, points.dtype, points.block) for end in (last, len(points)))
+        own, rest = (knn.PointSet(points.features[first:end], points.centre, points.dtype, points.block, points.scale) for end in (last, len(points)))
         for _, columns, squared in knn.cross_blocks(own, rest):
             if columns.start == 0:  # the block of `own` with itself
                 yield squared[torch.ones_like(squared, dtype=torch.bool).triu_(1)]
@@ -96,7 +114,7 @@ def _pairs(points: knn.PointSet) -> Iterator[torch.Tensor]:
 
 
 def _median_pair(points: knn.PointSet) -> float:
-    """Median squared distance over all pairs of float32 points; of an even number, the lower middle one."""
+    """Median squared distance over all pairs of float32 points, in units of the set's scale; of an even number, the lower middle one."""
     # Floats that are not negative are ordered as their bits are, read as integers: count by the upper half of the bits, then by the lower.
     rank = (len(points) * (len(points) - 1) // 2 - 1) // 2
     found = 0

@@ -13,13 +13,12 @@ import zlib
 from collections.abc import Callable
 
 import safetensors
-import safetensors.torch
 import torch
 
 from dnnlib import UserError, atomic_path, download
 from dnnlib.format import printable
 from dnnlib.json_files import parse_json
-from torch_utils.checkpoint import read_tensors
+from torch_utils.checkpoint import read_tensors, write_tensors
 
 FORMAT = 1  # Part of every key: raise it when features of the same images, detector and protocol would come out differently.
 
@@ -75,7 +74,7 @@ class FeatureCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
-                safetensors.torch.save_file(tensors, temporary, metadata={"entry": _entry_text(key, tensors)})
+                write_tensors(temporary, tensors, metadata={"entry": _entry_text(key, tensors)})
         except (UserError, OSError, safetensors.SafetensorError) as error:
             self.log(f"the features of real images are not kept: {error}")
 

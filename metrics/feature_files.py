@@ -12,13 +12,12 @@ import os
 import pathlib
 
 import safetensors
-import safetensors.torch
 import torch
 
 from dnnlib import UserError, atomic_path
 from dnnlib.json_files import parse_json
 from metrics.feature_cache import tensors_checksum
-from torch_utils.checkpoint import read_tensors
+from torch_utils.checkpoint import read_tensors, write_tensors
 
 KIND, FORMAT = "features", 1
 SUFFIX = ".safetensors"
@@ -60,7 +59,7 @@ def save_features(file: FeatureFile) -> None:
     facts |= {"kind": KIND, "format": FORMAT, "count": len(file.rows), "checksum": tensors_checksum(tensors)}
     try:
         with atomic_path(file.path) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata={"features": json.dumps(facts)})
+            write_tensors(temporary, tensors, metadata={"features": json.dumps(facts)})
     except safetensors.SafetensorError as error:  # which is how it reports a missing folder and a full disk
         raise UserError(f"cannot write {file.path}: {error}") from error
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from dnnlib import UserError
 from dnnlib.workers import ReadAhead
 from metrics.collectors import Taker
 from metrics.detectors import Detector
+from torch_utils.distributed import gather_objects, rank, world_size
 
 LATENT_BLOCK = 64  # Latents and labels are drawn in blocks of this size, each from its own seed, whatever the batch size or the rank.
 WORKERS_FROM = 4096  # Fewer images than this are read in the process itself: starting workers costs more than it saves.
@@ -146,24 +147,31 @@ def run_pass(
         progress: name of a progress bar on stderr; None shows none.
 
     Raises:
-        UserError: features or images that are not finite; on every rank alike.
+        UserError: images that cannot be read, a detector that fails on them, or features or images that are not finite; on every rank alike. Any
+            other error is raised on its own rank only: it ends the process, and the others learn of it from that.
     """
     total = max(taker.stop for _, takers in detectors for taker in takers)
-    rank, ranks = rank_and_count()
+    own_rank, ranks = rank(), world_size()
     spans = [(first, min(first + batch, total)) for first in range(0, total, batch)]
     rounds = [spans[first : first + ranks] for first in range(0, len(spans), ranks)]
-    own = iter(source.batches([spans_of_round[rank] for spans_of_round in rounds if rank < len(spans_of_round)]))
-    with torch.no_grad(), full_precision(), _progress_bar(progress if rank == 0 else None, total) as bar:
+    own = iter(source.batches([spans_of_round[own_rank] for spans_of_round in rounds if own_rank < len(spans_of_round)]))
+    with torch.no_grad(), full_precision(), _progress_bar(progress if own_rank == 0 else None, total) as bar:
         for spans_of_round in rounds:
-            images = next(own) if rank < len(spans_of_round) else None  # The last round may have fewer batches than there are ranks.
-            for detector, takers in detectors:
-                if spans_of_round[0][0] >= max(taker.stop for taker in takers):
-                    continue
-                rows = detector(images) if images is not None else None
-                features = _gather(rows, [last - first for first, last in spans_of_round], batch, device)
+            looking = [(detector, takers) for detector, takers in detectors if spans_of_round[0][0] < max(taker.stop for taker in takers)]
+            rows, failure = [None] * len(looking), None
+            try:
+                if own_rank < len(spans_of_round):  # The last round may have fewer batches than there are ranks.
+                    images = next(own)
+                    rows = [detector(images) for detector, _ in looking]
+            except UserError as error:
+                failure = error
+            if _sum_over_ranks(failure is not None, device):
+                raise_together(failure)
+            for (detector, takers), own_rows in zip(looking, rows):
+                features = _gather(own_rows, [last - first for first, last in spans_of_round], batch, device)
                 if not torch.isfinite(features).all():
                     raise UserError(f"detector {detector.name} returns features with NaN or infinity; use another file or another --detector")
-                if rank == 0:
+                if own_rank == 0:
                     for taker in takers:
                         taker.take(features, spans_of_round[0][0])
             bar.update(spans_of_round[-1][1] - spans_of_round[0][0])
@@ -179,7 +187,7 @@ def _progress_bar(name: str | None, total: int) -> tqdm:
 
 def _gather(features: torch.Tensor | None, sizes: list[int], batch: int, device: torch.device) -> torch.Tensor:
     """Rows of all ranks in rank order; `sizes` says how many rows each rank has, None stands for no rows on this one."""
-    _, ranks = rank_and_count()
+    ranks = world_size()
     if ranks == 1:
         return features
     width = features.shape[1] if features is not None else 0
@@ -196,26 +204,33 @@ def _gather(features: torch.Tensor | None, sizes: list[int], batch: int, device:
 
 
 def _sum_over_ranks(count: int | torch.Tensor, device: torch.device) -> int:
-    total = torch.as_tensor(count, device=device)
-    if rank_and_count()[1] > 1:
-        dist.all_reduce(total)
+    if world_size() == 1:
+        return int(count)
+    total = torch.as_tensor(count, device=device, dtype=torch.int64)
+    dist.all_reduce(total)
     return int(total)
 
 
-def broadcast(value: Any) -> Any:
-    """Rank 0's value on every rank."""
-    if rank_and_count()[1] == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def raise_together(failure: UserError | None) -> None:
+    """To be called by all ranks alike: raises on each of them the first rank's failure that has one."""
+    failures = [error for error in gather_objects(failure) if error is not None]
+    if failures:
+        raise failures[0]
 
 
-def rank_and_count() -> tuple[int, int]:
-    """(rank, number of ranks); (0, 1) where torch.distributed is not in use."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+def succeed_together(work: Callable[[], Any]) -> Any:
+    """What `work` gives, on every rank its own, provided that it succeeds on all of them.
+
+    Raises:
+        UserError: it did on some rank; on every rank alike.
+    """
+    value, failure = None, None
+    try:
+        value = work()
+    except UserError as error:
+        failure = error
+    raise_together(failure)
+    return value
 
 
 @contextlib.contextmanager
@@ -233,9 +248,22 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Switches TF32 off on CUDA, because figures must not depend on a training run's speed settings, and restores the settings afterwards."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    settings = [(place, name, getattr(place, name)) for place, name, _ in _precision_settings()]
     try:
+        for place, name, full in _precision_settings():
+            setattr(place, name, full)
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
+        for place, name, value in settings:
+            setattr(place, name, value)
+
+
+def _precision_settings() -> list[tuple[Any, str, Any]]:
+    """(where, name, value for full precision) of what decides on TF32: since PyTorch 2.9 a name per operator, before a flag per library.
+
+    The new names cannot be mixed with the old flags: once one of them has been set, the flags may not even be read.
+    """
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(products, "fp32_precision") and hasattr(getattr(convolutions, "conv", None), "fp32_precision"):
+        return [(products, "fp32_precision", "ieee"), (convolutions.conv, "fp32_precision", "ieee")]
+    return [(products, "allow_tf32", False), (convolutions, "allow_tf32", False)]

@@ -42,6 +42,8 @@ def kernel_distance(
     if size < 2 or num_subsets < 1:
         raise UserError(f"{num_subsets} subsets of {size} rows give no kernel distance; at least one subset of two rows is needed")
     device = distance_device(torch.device(device or (real.device if real.device == gen.device else "cpu")))
+    # The bits of the first latents of this seed as well: NumPy fills seeds up with zeros, and [seed, 0, 0] is theirs. That does no harm, for
+    # which rows are drawn has nothing to do with what images are in them; and figures on record were drawn so.
     rng = np.random.default_rng(seed)
     total = 0.0
     for _ in range(num_subsets):

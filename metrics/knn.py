@@ -23,7 +23,7 @@ __all__ = [
     "cross_blocks",
     "distance_device",
     "k_nearest",
-    "kth_neighbour",
+    "kth_distance",
     "make_point_sets",
     "near_pairs",
     "radius_bound",
@@ -59,13 +59,13 @@ def k_nearest(points: PointSet, k: int, name: str, screening: str | None = None)
     return found.to(points.dtype)
 
 
-def kth_neighbour(points: PointSet, k: int, name: str) -> torch.Tensor:
-    """Squared distance [N] of every point to its k-th nearest other point of the same set, rounded to the precision of the features.
+def kth_distance(points: PointSet, k: int, name: str) -> torch.Tensor:
+    """Distance [N] of every point to its k-th nearest other point of the same set, rounded to the precision of the features.
 
     Raises:
         UserError: fewer than k + 1 points.
     """
-    return k_nearest(points, k, name)[:, -1] / points.scale**2
+    return points.distances(k_nearest(points, k, name)[:, -1])
 
 
 def near_pairs(

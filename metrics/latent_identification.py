@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 
 from dnnlib import UserError
-from metrics.features import GeneratorSource, evaluating, full_precision, rank_and_count
+from metrics.features import GeneratorSource, evaluating, full_precision
 from pairing.losses import infonce
 from pairing.network import MIN_RESOLUTION, PairingNetwork
+from torch_utils.distributed import rank, world_size
 
 TAU = 0.1
 LEARNING_RATE, BETAS = 0.002, (0.0, 0.99)  # as the pairing network of a training run learns
@@ -95,15 +96,15 @@ def _fresh_probe(G: Any, seed: int) -> PairingNetwork:
 
 def _examples(source: GeneratorSource, count: int, batch: int, image_shape: tuple[int, int, int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields `count` batches of images float32 [batch, *image_shape], -1..1, and their latents [batch, z_dim], made by the ranks in turn."""
-    rank, ranks = rank_and_count()
+    own_rank, ranks = rank(), world_size()
     spans = [(number * batch, (number + 1) * batch) for number in range(count)]
-    made = source.batches(spans[rank::ranks])
+    made = source.batches(spans[own_rank::ranks])
     for number, span in enumerate(spans):
         sender = number % ranks
         if sender == 0:  # a new round: every rank makes its batch
             with torch.no_grad():
                 own = next(made, None)
-        images = own.contiguous() if sender == rank else torch.empty(batch, *image_shape, dtype=torch.uint8, device=source.device)
+        images = own.contiguous() if sender == own_rank else torch.empty(batch, *image_shape, dtype=torch.uint8, device=source.device)
         if ranks > 1:
             dist.broadcast(images, src=sender)
         z, _ = source.inputs(*span)
@@ -113,9 +114,8 @@ def _examples(source: GeneratorSource, count: int, batch: int, image_shape: tupl
 def _outcome(source: GeneratorSource, accuracy: torch.Tensor, total: int) -> float:
     """The accuracy that rank 0 found, on every rank, provided that all images were finite."""
     found = torch.stack([accuracy.to(torch.float32), torch.as_tensor(source.bad_images, device=accuracy.device).to(torch.float32)])
-    rank, ranks = rank_and_count()
-    if ranks > 1:
-        found[0] *= rank == 0
+    if world_size() > 1:
+        found[0] *= rank() == 0
         dist.all_reduce(found)
     accuracy, bad_images = found.tolist()
     if bad_images:

@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from dnnlib import UserError
 from metrics.detectors.images import to_rgb_float
-from metrics.features import LATENT_BLOCK, GeneratorSource, full_precision, rank_and_count
+from metrics.features import LATENT_BLOCK, GeneratorSource, full_precision, succeed_together
+from torch_utils.distributed import rank, world_size
 from torch_utils.layers import float32_copy
 
 PATH_LENGTHS: dict[str, dict[str, Any]] = {
@@ -29,7 +30,8 @@ PATH_LENGTHS: dict[str, dict[str, Any]] = {
 }
 
 LARGEST_EDGE = 256  # Larger images are averaged down to it, where the perceptual distance was calibrated.
-PATH_STREAM = (0, 1)  # Ends the seeds of positions and noise. Those of latents are shorter, so the two never meet.
+# Ends the seeds of positions and noise, which have four words. Those of latents are filled up to as many with a 0, so the two never meet.
+PATH_STREAM = (0, 1)
 
 
 def perceptual_path_length(
@@ -76,22 +78,26 @@ def perceptual_path_length(
     device = torch.device(device)
     source = GeneratorSource(G, dataset, device, seed=seed)
     path = _Path(float32_copy(G), device, distance, space, epsilon, crop, truncation_psi)
-    rank, ranks = rank_and_count()
     lengths = torch.zeros(num_samples, device=device)
     with torch.no_grad(), full_precision():
-        for block in range(rank, math.ceil(num_samples / LATENT_BLOCK), ranks):
-            own = lengths[block * LATENT_BLOCK : (block + 1) * LATENT_BLOCK]
-            z, c = source.inputs(2 * block * LATENT_BLOCK, 2 * (block + 1) * LATENT_BLOCK)
-            rng = np.random.default_rng([seed, block, *PATH_STREAM])
-            t = rng.random(LATENT_BLOCK) if sampling == "full" else np.zeros(LATENT_BLOCK)
-            path.renew_noise(rng)
-            pairs = (z[:LATENT_BLOCK], z[LATENT_BLOCK:], c[:LATENT_BLOCK], torch.from_numpy(t))
-            own.copy_(torch.cat([path.lengths(*part) for part in zip(*(values[: len(own)].split(batch) for values in pairs))]))
-            if advance is not None:
-                advance(len(own))
-    if ranks > 1:
+        succeed_together(lambda: _walk(path, source, lengths, sampling, batch, advance))
+    if world_size() > 1:
         dist.all_reduce(lengths)
     return _trimmed_mean(lengths.cpu().numpy().astype(np.float64) / epsilon**2)
+
+
+def _walk(path: _Path, source: GeneratorSource, lengths: torch.Tensor, sampling: str, batch: int, advance: Callable[[int], None] | None) -> None:
+    """Puts this rank's squared distances where they belong in `lengths`; arguments as those of `perceptual_path_length`."""
+    for block in range(rank(), math.ceil(len(lengths) / LATENT_BLOCK), world_size()):
+        own = lengths[block * LATENT_BLOCK : (block + 1) * LATENT_BLOCK]
+        z, c = source.inputs(2 * block * LATENT_BLOCK, 2 * (block + 1) * LATENT_BLOCK)
+        rng = np.random.default_rng([source.seed, block, *PATH_STREAM])
+        t = rng.random(LATENT_BLOCK) if sampling == "full" else np.zeros(LATENT_BLOCK)
+        path.renew_noise(rng)
+        pairs = (z[:LATENT_BLOCK], z[LATENT_BLOCK:], c[:LATENT_BLOCK], torch.from_numpy(t))
+        own.copy_(torch.cat([path.lengths(*part) for part in zip(*(values[: len(own)].split(batch) for values in pairs))]))
+        if advance is not None:
+            advance(len(own))
 
 
 def _check(G: Any, num_samples: int, epsilon: float, space: str, sampling: str, crop: bool, batch: int) -> None:

@@ -20,6 +20,8 @@ from dnnlib import UserError
 BLOCK_CPU, BLOCK_GPU, MIN_BLOCK = 2048, 8192, 256  # rows
 BLOCK_ENTRIES = 1 << 24  # feature values in a block, unless that makes blocks of fewer than MIN_BLOCK rows
 PAIR_ENTRIES = 1 << 20  # feature values on either side of the pairs whose distances are summed at once
+SAFE_SCALES = 2.0**-200, 2.0**200  # between these, squares of unscaled float64 differences are far from their limits; float32 features always are
+MOST_EXPONENT = 1023  # of a scale
 
 
 class MetricWarning(UserWarning):
@@ -83,6 +85,11 @@ class PointSet:
         rows = self.features[first:last].to(torch.float64, copy=True)
         return rows.sub_(self.centre).mul_(self.scale)
 
+    def distances(self, squared: torch.Tensor) -> torch.Tensor:
+        """Distances in the units of the features, for rounded squared ones in units of the scale."""
+        # Roots first: squares in the units of the features may be too large or too small for their type.
+        return (squared.sqrt().to(torch.float64) / self.scale).to(squared.dtype)
+
     def recentred(self) -> PointSet:
         """The same points around their own centre."""
         return PointSet(self.features, _centre(self.features), self.dtype, self.block, self.scale)
@@ -118,16 +125,24 @@ def exact_squared(a: PointSet, rows: torch.Tensor, b: PointSet, partners: torch.
     # Buffers that stay: fresh memory would cost as much as the arithmetic.
     narrow = [points.features.new_empty([step, dim]) for points in (a, b)]
     wide = torch.empty([2, step, dim], dtype=torch.float64, device=device)
+    # Scaling is exact, so that it may come last, where it costs nothing, unless a square would overflow or vanish before.
+    before, after = (1.0, a.scale**2) if SAFE_SCALES[0] < a.scale < SAFE_SCALES[1] else (a.scale, 1.0)
     for first in range(0, len(rows), step):
         count = min(step, len(rows) - first)
         for side, points, chosen in zip(range(2), (a, b), (rows, partners)):
             wide[side, :count] = torch.index_select(points.features, 0, chosen[first : first + count], out=narrow[side][:count])
-        torch.sum(wide[0, :count].sub_(wide[1, :count]).square_(), dim=1, out=found[first : first + count])
-    return found.mul_(a.scale**2)
+        differences = wide[0, :count].sub_(wide[1, :count])
+        if before != 1:
+            differences.mul_(before)
+        torch.sum(differences.square_(), dim=1, out=found[first : first + count])
+    return found.mul_(after)
 
 
 def cross_blocks(a: PointSet, b: PointSet) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    """Yields (rows of a, rows of b, rounded squared distances [n, m]) over all pairs of blocks; every pair of points appears once."""
+    """Yields (rows of a, rows of b, rounded squared distances [n, m]) over all pairs of blocks; every pair of points appears once.
+
+    The distances are in units of the sets' scale: `PointSet.distances` gives them in those of the features.
+    """
     for first, last in a.blocks():
         own = a.centred(first, last)
         for other_first, other_last in b.blocks():
@@ -137,7 +152,7 @@ def cross_blocks(a: PointSet, b: PointSet) -> Iterator[tuple[slice, slice, torch
             # Between near points little is left of the norms but their rounding.
             near = (squared <= 2**-20 * norms).nonzero()
             squared[near[:, 0], near[:, 1]] = exact_squared(a, near[:, 0] + first, b, near[:, 1] + other_first)
-            yield slice(first, last), slice(other_first, other_last), (squared / a.scale**2).to(a.dtype)
+            yield slice(first, last), slice(other_first, other_last), squared.to(a.dtype)
 
 
 def places(rows: torch.Tensor, count: int) -> torch.Tensor:
@@ -167,4 +182,4 @@ def _scale(sets: list[torch.Tensor], centre: torch.Tensor) -> float:
     """The power of two that brings the largest centred feature to between 1 and 2; 1 where all are 0."""
     corners = torch.stack([corner.to(torch.float64) for features in sets for corner in (features.amin(dim=0), features.amax(dim=0))])
     extent = float((corners - centre).abs().max())
-    return 2.0 ** -math.floor(math.log2(extent)) if extent > 0 else 1.0
+    return math.ldexp(1.0, min(-math.floor(math.log2(extent)), MOST_EXPONENT)) if extent > 0 else 1.0

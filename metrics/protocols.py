@@ -14,7 +14,7 @@ import torch
 
 from metrics.classwise import classwise_coverage, classwise_fid
 from metrics.collectors import Collector, Moments, Rows
-from metrics.collision import collision
+from metrics.collision import collision_within, near_share, typical_radius
 from metrics.detectors import Detector
 from metrics.frechet_inception_distance import frechet_distance
 from metrics.inception_score import inception_score
@@ -41,6 +41,7 @@ class Inputs:
         labels: gives the labels of the real and of the generated images.
         generator: the network, where there is one.
         detector: the network that looks at the images, where there is one.
+        notes: what the metric found that its figures are to be read against; it goes on record with the protocol.
     """
 
     real: dict[str, torch.Tensor]
@@ -52,6 +53,7 @@ class Inputs:
     labels: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None
     generator: GeneratorSide | None = None
     detector: Detector | None = None
+    notes: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Protocol:
         needs_generator: whether features are not enough.
         needs_classes: whether the images must have labels.
         parameters: what else the figure depends on, as it goes on record.
-        chance: the figure where images have nothing to do with their latents, for so many real images; None where that means nothing.
+        chance: the figure where images have nothing to do with their latents; None where that is not known before.
     """
 
     name: str
@@ -95,7 +97,7 @@ class Protocol:
     needs_generator: bool = False
     needs_classes: bool = False
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-    chance: Callable[[int], float] | None = None
+    chance: float | None = None
 
     @property
     def needs_real(self) -> bool:
@@ -141,7 +143,9 @@ def _pairing_accuracy(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
 
 def _collision(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
     real, fake = inputs.real["rows"].to(inputs.device), inputs.fake["rows"].to(inputs.device)
-    return {"": collision(inputs.generator.source.inputs(0, len(fake))[0], fake, real, protocol.k)}
+    radius = typical_radius(real, protocol.k)
+    inputs.notes["among_real"] = near_share(real, radius)
+    return {"": collision_within(inputs.generator.source.inputs(0, len(fake))[0], fake, radius)}
 
 
 def _classwise_fid(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
@@ -190,18 +194,7 @@ _ENTRIES = (
     Protocol("prdc10k5", "vgg16", Rows, _PRDC, max_real=10_000, sampled=True, matched=True, k=5, has_coverage=True),
     Protocol("fid10k_classwise", "inception", Rows, _classwise_fid, max_real=10_000, sampled=True, num_fake=10_000, needs_classes=True),
     Protocol("coverage_classwise", "vgg16", Rows, _classwise_coverage, max_real=50_000, sampled=True, matched=True, k=3, needs_classes=True),
-    Protocol(
-        "collision",
-        "vgg16",
-        Rows,
-        _collision,
-        max_real=10_000,
-        sampled=True,
-        num_fake=10_000,
-        k=3,
-        needs_generator=True,
-        chance=lambda num_real: 3 / num_real,
-    ),
+    Protocol("collision", "vgg16", Rows, _collision, max_real=10_000, sampled=True, num_fake=10_000, k=3, needs_generator=True),
     Protocol(
         "pairing_acc",
         None,
@@ -211,7 +204,7 @@ _ENTRIES = (
         num_fake=(PROBE_STEPS + PROBE_HELD_OUT) * PROBE_BATCH,
         needs_generator=True,
         parameters={"steps": PROBE_STEPS, "batch": PROBE_BATCH, "held_out": PROBE_HELD_OUT},
-        chance=lambda num_real: 1 / PROBE_BATCH,
+        chance=1 / PROBE_BATCH,
     ),
     *(
         Protocol(

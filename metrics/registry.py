@@ -6,7 +6,9 @@ The entries themselves are in `metrics.protocols`, the two sides of a comparison
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,10 +18,11 @@ from dnnlib import UserError
 from metrics import report
 from metrics.detectors import Detector, check_detector, detector_name, get_detector
 from metrics.feature_cache import FeatureCache
-from metrics.features import broadcast, rank_and_count
+from metrics.features import succeed_together
 from metrics.prdc import coverage_ceiling
 from metrics.protocols import ALIASES, METRICS, Inputs, Protocol
 from metrics.sources import DataSide, FileSide, GeneratorSide, PassOptions, Side, Want, check_sizes
+from torch_utils.distributed import broadcast_object, gather_objects, rank, world_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +109,7 @@ def compute_metrics(
     device = torch.device(device)
     real = DataSide(make_dataset or (lambda **overrides: dataset), cache=FeatureCache(cache_dir, enabled=cache, log=log))
     sampling = {"seed": metric_seed, "truncation_psi": truncation_psi, "batch": batch_gen, "batch_detector": batch_detector}
-    fake = GeneratorSide(G, real.dataset() if G.c_dim > 0 else None, device, given=dataset, **sampling)
+    fake = succeed_together(lambda: GeneratorSide(G, real.dataset() if G.c_dim > 0 else None, device, given=dataset, **sampling))
     return compare(names, real=real, fake=fake, device=device, metric_seed=metric_seed, batch_detector=batch_detector, **options)
 
 
@@ -140,7 +143,9 @@ def compare(
         One line per metric: {"results", "metric", "total_time", "total_time_str", "num_gpus", "protocol"}; passes count in full for each.
 
     Raises:
-        UserError: unknown metric, detector not at hand, sides that do not fit together or the metric, values that are not finite.
+        UserError: unknown metric, detector not at hand, sides that do not fit together or the metric, values that are not finite, or whatever
+            else goes wrong in a metric that one rank computes; on every rank alike. Any other error is one rank's own, and the others are left
+            waiting: let it end the process.
     """
     started = time.time()
     comparison = _Comparison(real, fake, torch.device(device), metric_seed)
@@ -149,7 +154,7 @@ def compare(
     comparison.collect(jobs, PassOptions(batch_detector, comparison.device, workers, progress))
     setup_time = time.time() - started
     done = {job.spec: comparison.finish(job, setup_time) for job in sorted(jobs, key=_only_on_rank_0)}
-    results = broadcast([done[outcome.spec] if isinstance(outcome, _Job) else outcome for outcome in outcomes])
+    results = broadcast_object([done[outcome.spec] if isinstance(outcome, _Job) else outcome for outcome in outcomes])
     return _report_outcomes(results, on_failure)
 
 
@@ -188,15 +193,24 @@ class _Comparison:
         self.shared: dict[tuple, dict] = {}
 
     def plan(self, specs: list[MetricSpec], raising: bool) -> list:
-        """A job for each metric, or (name, error) where it cannot be computed and nothing is to be raised."""
-        outcomes = []
+        """A job for each metric, or (name, error) where some rank cannot compute it and nothing is to be raised; the same on every rank."""
+        jobs, failures = [], []
         for spec in specs:
+            if raising and any(failures):
+                break
             try:
-                outcomes.append(self._job(spec))
+                jobs.append(self._job(spec))
+                failures.append(None)
             except UserError as error:
-                if raising:
-                    raise
-                outcomes.append((spec.name, error))
+                jobs.append(None)
+                failures.append(error)
+        outcomes = []
+        # A rank that gave up early has nothing to say about the metrics behind.
+        for spec, job, *found in itertools.zip_longest(specs, jobs, *gather_objects(failures)):
+            failure = next(filter(None, found), None)
+            if failure is not None and raising:
+                raise failure
+            outcomes.append(job if failure is None else (spec.name, failure))
         return outcomes
 
     def _job(self, spec: MetricSpec) -> _Job:
@@ -243,11 +257,27 @@ class _Comparison:
             self.collected_fake = self.fake.collect({job.fake: job.detector for job in jobs if job.fake}, options)
 
     def finish(self, job: _Job, setup_time: float) -> tuple | None:
-        """(line, None) or (name, error) of a metric; None on other ranks than 0 where they have no part in it."""
-        protocol = job.spec.protocol
-        if _only_on_rank_0(job) and rank_and_count()[0] != 0:
+        """(line, None) or (name, error) of a metric; None on other ranks than 0 where they have no part in it.
+
+        Whatever goes wrong in what one rank does alone is such an error: the others wait, and the other metrics' figures shall not be lost.
+        """
+        alone = _only_on_rank_0(job) or world_size() == 1
+        if alone and rank() != 0:
             return None
-        started = time.time()
+        try:
+            return self._line(job, setup_time), None
+        except UserError as error:
+            return job.spec.name, error
+        except Exception as error:
+            if not alone:
+                raise
+            traceback.print_exc()
+            reason = " ".join(str(error).split())[:300]
+            return job.spec.name, UserError(f"{job.spec.name} cannot be computed: {type(error).__name__}{reason and f' ({reason})'}")
+
+    def _line(self, job: _Job, setup_time: float) -> dict:
+        """The result line of a metric."""
+        protocol, started = job.spec.protocol, time.time()
         inputs = Inputs(
             real=self.collected_real.get(job.real, {}),
             fake=self.collected_fake.get(job.fake, {}),
@@ -259,13 +289,10 @@ class _Comparison:
             generator=self.fake if self.fake.G is not None else None,
             detector=job.detector,
         )
-        try:
-            figures = protocol.figures(inputs, protocol)
-        except UserError as error:
-            return job.spec.name, error
+        figures = protocol.figures(inputs, protocol)
         results = {job.spec.name + suffix: float(value) for suffix, value in figures.items()}
         seconds = time.time() - started + (setup_time if job.fake else 0)
-        return report.result_line(job.spec.name, results, seconds, rank_and_count()[1], self.record(job)), None
+        return report.result_line(job.spec.name, results, seconds, world_size(), self.record(job) | inputs.notes)
 
     def record(self, job: _Job) -> dict:
         """Everything that a figure depends on besides what is measured."""
@@ -292,7 +319,7 @@ class _Comparison:
         if protocol.has_coverage:
             record["coverage_ceiling"] = coverage_ceiling(job.num_real, job.num_fake, protocol.k)
         if protocol.chance is not None:
-            record["chance"] = protocol.chance(job.num_real)
+            record["chance"] = protocol.chance
         return record
 
 

@@ -6,12 +6,14 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from dnnlib import UserError
 from dnnlib.format import format_time
 from dnnlib.json_files import parse_json
 
+NOTES = ("chance", "among_real")  # in the protocol of a line: what its figures are read against, no part of how they were measured
 CODE_VERSION = "0.1.0"  # Of the measuring code: raise it when a figure of the same network and data would come out differently.
 
 
@@ -49,8 +51,13 @@ def is_measured(run_dir: str | os.PathLike, metric: str, snapshot: str, protocol
     Raises:
         UserError: the file cannot be read.
     """
-    wanted = snapshot, json.loads(json.dumps(protocol))
-    return any((line.get("snapshot_pkl"), line.get("protocol")) == wanted for line in _lines(lines_path(run_dir, metric)))
+    wanted = snapshot, without_notes(json.loads(json.dumps(protocol)))
+    return any((line.get("snapshot_pkl"), without_notes(line.get("protocol"))) == wanted for line in _lines(lines_path(run_dir, metric)))
+
+
+def without_notes(protocol: Any) -> Any:
+    """What of a line's protocol says how it was measured; what is no table is given back as it is."""
+    return {name: value for name, value in protocol.items() if name not in NOTES} if isinstance(protocol, Mapping) else protocol
 
 
 def has_line(run_dir: str | os.PathLike, metric: str, snapshot: str) -> bool:
@@ -115,4 +122,6 @@ def _note(figure: str, protocol: dict) -> str:
     """What to read a figure against."""
     if "coverage_ceiling" in protocol and "coverage" in figure:
         return f"at most about {protocol['coverage_ceiling']:.3f}"
+    if "among_real" in protocol:
+        return f"about {protocol['among_real']:.2g} among real images"
     return f"about {protocol['chance']:.2g} by chance" if "chance" in protocol else ""

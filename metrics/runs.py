@@ -18,6 +18,7 @@ import numpy as np
 
 from dnnlib import UserError
 from dnnlib.json_files import parse_json, read_json
+from metrics.report import without_notes
 
 OPTIONS_FILE = "training_options.json"
 SEED = "random_seed"
@@ -170,7 +171,7 @@ def _read_lines(path: pathlib.Path, found: dict[str, dict[int, Point]]) -> None:
             protocol = line.get("protocol")
             if not all(map(math.isfinite, values.values())) or not isinstance(protocol, (dict, type(None))):
                 raise ValueError("a value that is not finite, or a protocol that is no table")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"{where}, is no whole metric line of a snapshot; remove that line or measure again") from error
         for figure, value in values.items():
             found.setdefault(figure, {})[kimg] = Point(value, metric, protocol, where)
@@ -221,7 +222,7 @@ def protocol_differences(a: Mapping | None, b: Mapping | None) -> dict[str, tupl
     """What differs between the protocols of two result lines, as {name: (in a, in b)} in words; empty where they can be compared."""
     if (a is None) != (b is None):
         return {"protocol": tuple("not recorded" if protocol is None else "recorded" for protocol in (a, b))}
-    a, b = a or {}, b or {}
+    a, b = without_notes(a or {}), without_notes(b or {})
     names = [name for name in dict.fromkeys([*a, *b]) if a.get(name, ABSENT) != b.get(name, ABSENT)]
     return {name: (_in_words(a.get(name, ABSENT)), _in_words(b.get(name, ABSENT))) for name in names}
 

@@ -139,14 +139,14 @@ def find_neighbourhoods(
     real, fake = knn.as_features(real_features, "real"), knn.as_features(fake_features, "fake")
     reals, fakes = knn.make_point_sets(real, fake, torch.device(device) if device is not None else real.device, block)
     nearest = knn.k_nearest(reals, nearest_k, "real")
-    own, radius = (nearest[:, place].sqrt() / reals.scale for place in (0, -1))
+    own, radius = (reals.distances(nearest[:, place]) for place in (0, -1))
     covered, inside = _count_balls(reals, fakes, knn.radius_bound(nearest[:, -1], closed=False))
     to_fake, to_real = (torch.full((len(points),), torch.inf, dtype=nearest.dtype, device=nearest.device) for points in (reals, fakes))
     nearest_fake, nearest_real = (torch.zeros(len(points), dtype=torch.int64, device=nearest.device) for points in (reals, fakes))
     for rows, columns, squared in knn.cross_blocks(reals, fakes):
         _keep_nearest(to_fake[rows], nearest_fake[rows], squared, columns.start)
         _keep_nearest(to_real[columns], nearest_real[columns], squared.t(), rows.start)
-    found = radius, own, nearest_fake, to_fake.sqrt(), nearest_real, to_real.sqrt(), covered, inside
+    found = radius, own, nearest_fake, reals.distances(to_fake), nearest_real, reals.distances(to_real), covered, inside
     return Neighbourhoods(*(tensor.cpu().numpy() for tensor in found))
 
 

@@ -18,7 +18,8 @@ from metrics.collectors import Collector, Rows, Taker
 from metrics.detectors import Detector
 from metrics.feature_cache import FeatureCache
 from metrics.feature_files import FeatureFile
-from metrics.features import DataSource, GeneratorSource, broadcast, evaluating, full_precision, rank_and_count, run_pass
+from metrics.features import DataSource, GeneratorSource, evaluating, full_precision, run_pass
+from torch_utils.distributed import broadcast_object, rank
 
 SELECTION_SEED = 0  # of sampled images; part of the protocols, so not the metric seed
 GENERATED_PIXELS = 4 * 1024 * 1024  # in flight: StyleGAN2-ADA's batch of 4 at 1024x1024, more at smaller sizes
@@ -119,10 +120,10 @@ class DataSide:
     def collect(self, wants: dict[Want, Detector], options: PassOptions) -> dict[Want, dict]:
         """Tensors of every want, on rank 0: those that are known, the others from one pass over each variant."""
         found: dict[Want, dict] = {}
-        if rank_and_count()[0] == 0:
+        if rank() == 0:
             known = {want: self._kept.get(want) or self.cache.load(_cache_key(want, network)) for want, network in wants.items()}
             found = {want: tensors for want, tensors in known.items() if tensors is not None}
-        missing = [want for want, absent in zip(wants, broadcast([want not in found for want in wants])) if absent]
+        missing = [want for want, absent in zip(wants, broadcast_object([want not in found for want in wants])) if absent]
         for dataset, fingerprint in {fingerprint: (data, fingerprint) for data, fingerprint in self._variants.values()}.values():
             group = {want: wants[want] for want in missing if want.source == fingerprint}
             chosen = {want: want.indices() for want in group}
@@ -130,7 +131,7 @@ class DataSide:
                 union = np.unique(np.concatenate(list(chosen.values())))
                 positions = {want: np.searchsorted(union, indices) for want, indices in chosen.items()}
                 found |= _collect(DataSource(dataset, options.device, options.workers, union), group, positions, options, self.name)
-        if rank_and_count()[0] == 0:
+        if rank() == 0:
             for want in missing:
                 self.cache.save(_cache_key(want, wants[want]), found[want])
         self._kept |= found
@@ -257,7 +258,7 @@ class FileSide:
 
     def collect(self, wants: dict[Want, Detector], options: PassOptions) -> dict[Want, dict]:
         """Tensors of every want, on rank 0."""
-        if rank_and_count()[0] != 0:
+        if rank() != 0:
             return {}
         return {want: self._tensors(want) for want in wants}
 
@@ -307,7 +308,7 @@ def _collect(source: Any, wants: dict[Want, Detector], positions: dict[Want, np.
         passes.append((wants[group[0]], takers))
     if passes:
         run_pass(source, passes, batch=options.batch, device=options.device, progress=name if options.progress else None)
-    if rank_and_count()[0] != 0:
+    if rank() != 0:
         return {}
     return {want: _part(taker, positions[want]) for sharing, taker in filled for want in sharing}
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from metrics.runs import LOWER_IS_BETTER, Group, Point, direction
+from metrics.runs import Group, Point, direction
 
 WIDTH, NARROW = 9.0, 6.0  # inches, the narrow one for a single panel; a README shows them about two thirds as large as they are saved
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -114,7 +114,7 @@ def _draw_curve(axis: Axes, group: Group, name: str, style: Mapping[str, Any]) -
 def _set_scale(axis: Axes, name: str, groups: Sequence[Group]) -> None:
     """From 0, or logarithmic where distances span more than a picture from 0 could show."""
     values = [point.value for group in groups for run in group.having(name) for point in run.points[name].values()]
-    if name.startswith(LOWER_IS_BETTER) and min(values) > 0 and max(values) > LOG_FROM * min(values):
+    if direction(name) == "lower" and min(values) > 0 and max(values) > LOG_FROM * min(values):
         axis.set_yscale("log")
     elif min(values) >= 0:
         axis.set_ylim(0, max(values) * 1.08 or 1)

@@ -20,6 +20,7 @@ from torch_utils.checkpoint import save_networks
 from training.networks import network_record
 
 CLASSES, REAL, LATENTS = 3, 40, 30
+SECONDS = 120  # that anything may take on a machine that is busy with something else
 
 
 def write_run(folder):
@@ -59,7 +60,7 @@ def serving(run):
 
 def get(server, target, **headers):
     request = urllib.request.Request(server.url + target.lstrip("/"), headers=headers)
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
         return answer.headers, answer.read()
 
 
@@ -69,7 +70,7 @@ def ask(server, target):
 
 def ready(server, target):
     """The answer once it is no longer being worked on."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + SECONDS
     while (answer := ask(server, target))["state"] == "working":
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -85,7 +86,7 @@ def picture(server, target):
 
 def status(server, target, method="GET", host=None, headers=None, body=None):
     """Status of a request that a browser or a script of any kind may make."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=SECONDS)
     connection.putrequest(method, target, skip_host=True)
     for name, value in {"Host": host or f"127.0.0.1:{server.server_port}", **(headers or {})}.items():
         connection.putheader(name, value)

@@ -1,5 +1,7 @@
 """What tests of measuring are made of: a data set of random images, a generator that counts its images, and detectors that cost nothing."""
 
+import contextlib
+
 import numpy as np
 import torch
 
@@ -78,6 +80,17 @@ class Perceptual(torch.nn.Module):
 
     def forward(self, images: torch.Tensor, resize_images: bool = True, return_features: bool = False, return_lpips: bool = False) -> torch.Tensor:
         return torch.nn.functional.avg_pool2d(images.to(torch.float32) / 64, 4).flatten(1)
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Within: PyTorch computes with one thread, as the processes do whose figures are compared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 DETECTORS = (Detector, Classifier, Broken, Perceptual)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import pytest
 import torch
@@ -78,8 +79,10 @@ def test_the_peak_is_what_was_used_meanwhile():
     size = 200 << 20
 
     def use():
-        # Touched, so that it is there; then given back.
-        return int(torch.ones(size, dtype=torch.uint8)[-1])
+        # Touched, so that it is there, and held until it has been seen; then given back.
+        held = torch.ones(size, dtype=torch.uint8)
+        time.sleep(0.3)
+        return int(held[-1])
 
     found, seconds, gigabytes = knn.timed(use, CPU)
     assert found == 1 and seconds > 0

@@ -198,10 +198,11 @@ def test_two_sets_of_images_of_any_size_are_compared(call, pictures):
 
 def test_a_network_is_compared_with_images_as_with_its_data(call, folder):
     network = folder / "network-snapshot-000004.safetensors"
-    (line,) = two_sides(call, folder / "data.zip", network, "--metrics=coverage", "--no-cache")
-    (expected,) = json_lines(call("--metrics=coverage", "--no-cache").stdout)
-    assert line["results"] == expected["results"]
-    assert line["snapshot_pkl"] == str(network)
+    lines = two_sides(call, folder / "data.zip", network, "--metrics=prdc10k5,fid10k", "--no-cache")
+    expected = json_lines(call("--metrics=prdc10k5,fid10k", "--no-cache").stdout)
+    assert [line["results"] for line in lines] == [line["results"] for line in expected]
+    assert any(0 < value < 1 for value in lines[0]["results"].values())
+    assert lines[0]["snapshot_pkl"] == str(network)
 
 
 def test_features_are_saved_once_and_compared_later(call, folder, pictures, tmp_path):

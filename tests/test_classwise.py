@@ -71,13 +71,15 @@ def test_fid_of_few_images_is_that_of_their_covariances(counts):
 @pytest.mark.parametrize("count", [4, 40])
 def test_fid_of_a_set_with_itself_is_zero(count):
     rows, labels = make_side(0, counts=(count, count))
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         assert all(0 <= value < 1e-9 for value in classwise_fid(rows, labels, rows, labels).values())
 
 
 def test_fid_of_large_classes_comes_without_a_warning_and_of_small_ones_with_numbers():
     real, fake = make_side(0), make_side(1)
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         classwise_fid(*real, *fake)
     small = make_side(1, counts=(40, 5, 3))
     found = r"2 of 3 classes have fewer images than the features have dimensions \(6\), class 2 only 3: their FID is biased upwards"
@@ -138,7 +140,8 @@ def test_classes_that_are_too_small_are_named(metric, at_least):
             metric(*real, *make_side(1, counts=counts))
     with pytest.raises(UserError, match="class 2 has 0 real and 30 generated images"):
         metric(*real, *make_side(1, counts=(30, 30, 30)))
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         metric(*real, *make_side(1, counts=(30, at_least)))
 
 

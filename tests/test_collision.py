@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dnnlib import UserError
-from metrics.collision import collision, collision_within, typical_radius
+from metrics.collision import collision, collision_within, near_share, typical_radius
 
 
 def brute_force(latents, features, real, k):
@@ -81,6 +81,29 @@ def test_images_unrelated_to_latents_collide_by_chance(m, k):
     rng = np.random.default_rng(0)
     z, x, real = rng.standard_normal((1500, 2)), rng.random((1500, 2)), rng.random((m, 2))
     assert collision(z, x, real, k) == pytest.approx(k / m, rel=0.2)
+
+
+def test_where_data_crowd_images_unrelated_to_latents_collide_as_often_as_the_data():
+    rng = np.random.default_rng(0)
+
+    def draw(count):
+        return rng.standard_normal((count, 2)) * np.where(rng.random((count, 1)) < 0.3, 0.1, 1)
+
+    real = draw(400)
+    among_real = near_share(real, typical_radius(real))
+    assert among_real > 4 * 3 / 400  # not the share of the data in the median ball
+    assert collision(rng.standard_normal((1500, 2)), draw(1500), real) == pytest.approx(among_real, rel=0.3)
+
+
+@pytest.mark.parametrize("block", [None, 7])
+def test_the_share_of_near_pairs_is_counted_over_all_pairs(block):
+    points = np.array([[0.0], [0.5], [2.0], [3.0]], dtype=np.float32)
+    assert near_share(points, 1.0, block=block) == 1 / 6  # nearer, not as near
+    _, x, _ = example()
+    distances = np.sqrt(((x[:, None].astype(np.float64) - x[None]) ** 2).sum(axis=2))[np.triu_indices(len(x), 1)]
+    assert near_share(x, 0.2, block=block) == pytest.approx((distances < 0.2).mean(), abs=1e-12)
+    with pytest.raises(UserError, match="1 real points make no pair"):
+        near_share(points[:1], 1.0)
 
 
 def test_isometry_collides_never():

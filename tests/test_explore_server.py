@@ -7,8 +7,10 @@ import time
 import urllib.request
 
 import pytest
-from explore_parts import LATENTS, REAL, ask, get, ready, serving, status, write_run
+from explore_parts import LATENTS, REAL, SECONDS, ask, get, ready, serving, status, write_run
 from headless_browser import Browser, find_browser
+
+from experiments.explore.server import own_hosts
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +62,20 @@ def test_requests_for_another_name_are_refused(server):
         f"127.0.0.2:{port}",
     ):
         assert status(server, "/about.json", host=host)[0] == 403
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+    with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as plain:
         plain.sendall(b"GET /about.json HTTP/1.1\r\n\r\n")
         assert b" 403 " in plain.recv(200)
     with socket.create_connection(("127.0.0.1", port), timeout=5) as twice:
         twice.sendall(f"GET /about.json HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHost: evil.example\r\n\r\n".encode())
         assert b" 403 " in twice.recv(200)
+
+
+def test_the_address_of_port_80_comes_without_it(server, monkeypatch):
+    assert own_hosts(8080) == {"127.0.0.1:8080", "localhost:8080"}
+    monkeypatch.setattr(server, "hosts", own_hosts(80))
+    codes = {"127.0.0.1": 200, "localhost:80": 200, "localhost": 200, "evil.example": 403, f"localhost:{server.server_port}": 403}
+    for host, code in codes.items():
+        assert status(server, "/about.json", headers={"Host": host, "Origin": f"http://{host}"})[0] == code
 
 
 def test_requests_of_another_page_are_refused(server):
@@ -126,7 +136,7 @@ def test_nothing_can_be_sent(server):
     assert status(server, "/about.json", headers={"Transfer-Encoding": "chunked"})[0] == 400
     assert status(server, "/about.json?" + "x" * 600)[0] == 414
     for junk in (b"\r\n\r\n", b"\x00\xff" * 50 + b"\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"A" * 70_000):
-        with socket.create_connection(("127.0.0.1", server.server_port), timeout=5) as plain:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=SECONDS) as plain:
             plain.sendall(junk)
             plain.shutdown(socket.SHUT_WR)
             plain.recv(1000)
@@ -167,7 +177,7 @@ class Page:
         self.browser.call("Page.navigate", url=url)
         self.run = self.browser.evaluate
 
-    def wait(self, expression, seconds=15):
+    def wait(self, expression, seconds=SECONDS):
         until = time.monotonic() + seconds
         while not self.run(expression):
             assert time.monotonic() < until, f"never true: {expression}"

@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 import random
+import signal
 import zipfile
 
 import pytest
@@ -95,6 +96,31 @@ def test_the_watch_sees_what_must_not_happen(watch, tmp_path):
     assert inside.is_clean and inside.accepted == 1
     slip = fuzz.fuzz(_Fake(tmp_path / "slip", lambda path: (path.parent / ".." / "y").write_text("x")), 1, 0, watch)
     assert slip.escapes
+
+
+def test_a_reader_that_hangs_is_ended_and_the_handler_that_was_there_comes_back(watch, tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "SECONDS", 0.05)
+
+    def spin(path):
+        while True:
+            pass
+
+    before = signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    try:
+        outcome = fuzz.fuzz(_Fake(tmp_path / "hang", spin), 2, 0, watch)
+        assert signal.getsignal(signal.SIGPROF) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGPROF, before)
+    assert len(outcome.crashes) == 2 and "Hang" in outcome.crashes[0]
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot begin anew here")
+def test_the_peak_is_that_of_this_reader(watch, tmp_path):
+    """What the process held before does not hide what the reader takes, and is not counted as its own."""
+    del (before := [bytes(300_000_000)])[:]
+    modest = fuzz.fuzz(_Fake(tmp_path / "modest", lambda path: None), 1, 0, watch)
+    greedy = fuzz.fuzz(_Fake(tmp_path / "greedy", lambda path: len(bytearray(b"x") * 200_000_000)), 1, 0, watch)
+    assert not before and modest.peak < 50 and 150 < greedy.peak < 280
 
 
 class _Touch:

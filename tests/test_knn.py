@@ -8,6 +8,7 @@ import torch
 
 from dnnlib import UserError
 from metrics import kd_tree, knn, neighbours, points, screening
+from metrics.collision import near_share, typical_radius
 
 PRECISIONS = list(screening.LADDER)
 CPU = torch.device("cpu")
@@ -231,17 +232,33 @@ def test_whole_blocks_of_distances_are_exact(kind):
         found = torch.full([len(a), len(b)], torch.nan, dtype=dtype)
         for rows, columns, squared in knn.cross_blocks(a, b):
             found[rows, columns] = squared
-        expected = (all_squared(a, b) / a.scale**2).to(dtype)
+        expected = all_squared(a, b).to(dtype)
         torch.testing.assert_close(found, expected, rtol=2e-7 if dtype == torch.float32 else 1e-9, atol=0)
         assert torch.equal(found == 0, expected == 0)
 
 
-def test_the_kth_neighbour_is_in_the_units_of_the_features():
+def test_the_distance_to_the_kth_neighbour_is_in_the_units_of_the_features():
     for scale in (1.0, 2.0**-30, 2.0**20):
         features = make("normal") * scale
         a, _ = points.make_point_sets(features, features, CPU)
         expected = all_squared(a, a).fill_diagonal_(torch.inf).sort(dim=1).values[:, 2] / a.scale**2
-        assert torch.equal(knn.kth_neighbour(a, 3, "real"), expected.float())
+        assert torch.equal(knn.kth_distance(a, 3, "real"), expected.float().sqrt())
+
+
+@pytest.mark.parametrize(("dtype", "exponents"), [(torch.float32, (-100, -83, 83, 120)), (torch.float64, (-1000, -532, 532, 1000))])
+def test_no_power_of_two_is_too_small_or_too_large(dtype, exponents):
+    """Squares in the units of the features would vanish or overflow."""
+    features = {exponent: make("normal", dim=6, dtype=torch.float32).to(dtype) * math.ldexp(1.0, exponent) for exponent in (0, *exponents)}
+    expected, *others = (points.make_point_sets(rows, rows, CPU, 64)[0] for rows in features.values())
+    kth, blocks = knn.kth_distance(expected, 3, "real"), [block for _, _, block in knn.cross_blocks(expected, expected)]
+    assert kth.min() > 0
+    for exponent, other in zip(exponents, others):
+        assert torch.equal(knn.kth_distance(other, 3, "real").double() / math.ldexp(1.0, exponent), kth.double())
+        assert torch.equal(knn.k_nearest(other, 3, "real", "float64"), knn.k_nearest(expected, 3, "real", "float64"))
+        assert all(map(torch.equal, blocks, (block for _, _, block in knn.cross_blocks(other, other))))
+        rows = features[exponent]
+        near = near_share(rows, typical_radius(rows))
+        assert near == near_share(features[0], typical_radius(features[0])) > 0
 
 
 @pytest.mark.parametrize(

@@ -374,7 +374,7 @@ def test_flipped_bytes_never_escape_as_other_errors():
 
 def test_bombs_stay_small_and_quick():
     """Nested references that unfold exponentially: as arguments, as modules, and as keys."""
-    start = time.monotonic()
+    start = time.process_time()
     lists = b"]q\x00" + b"".join(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(60))
     content = emit({"training_set_kwargs": 7, "G": generator()}).replace(emit(7), b"h\x3c")
     with pytest.raises(UserError, match="deeply"):
@@ -391,7 +391,7 @@ def test_bombs_stay_small_and_quick():
         read_pickle(b"\x80\x02(" + tuples + b"t}h\x64Ns.")
     with pytest.raises(RefusedPickle, match="operations"):
         PickleMachine({}, max_operations=1000).load(b"\x80\x02" + b"N" * 2000 + b".")
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_tensors_cannot_outgrow_the_file():

@@ -91,11 +91,17 @@ def test_something_put_on_top_keeps_working(log, capsys):
     assert capsys.readouterr().out == "late\n" and log.read_text() == ""
 
 
-def test_streams_keep_their_attributes(log):
+def test_streams_keep_their_attributes(log, monkeypatch):
+    class Terminal(io.StringIO):
+        encoding = "koi8-r"
+
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
     with Logger(log):
-        assert sys.stdout.isatty() == sys.__stdout__.isatty() or not sys.stdout.isatty()
-        assert sys.stdout.encoding
-        assert sys.stdout.writable()
+        assert not isinstance(sys.stdout, Terminal)
+        assert sys.stdout.isatty() and sys.stdout.encoding == "koi8-r" and sys.stdout.writable()
 
 
 def test_unwritable_log_is_one_sentence(tmp_path):

@@ -1,8 +1,7 @@
-"""From metric names to result lines: protocols, shared passes, caching, determinism, several ranks, and what is refused."""
+"""From metric names to result lines: protocols, shared passes, caching, determinism, and what is refused."""
 
 import dataclasses
 import json
-import pathlib
 import random
 
 import numpy as np
@@ -12,7 +11,7 @@ from metric_parts import Data, TinyGenerator, results, write_detectors
 
 from dnnlib import UserError, download
 from metrics import compute_prdc, feature_cache, frechet_distance, protocols, registry, report, sources
-from metrics.detectors import embedded, get_detector, trust_detector
+from metrics.detectors import embedded, get_detector
 from metrics.features import GeneratorSource
 
 
@@ -330,52 +329,19 @@ def test_no_cache_reads_and_writes_nothing(measure, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-# Several ranks.
-
-
-def _rank_main(rank, store, detector, cache, output):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    trust_detector(detector, remember=False)
-    figures, *looked_at = _small_measurement(detector, cache)
-    pathlib.Path(output, f"rank{rank}.json").write_text(json.dumps([figures, *looked_at]))
-    torch.distributed.destroy_process_group()
-
-
-RANK_METRICS = ("fid50k_full", "prdc10k5", "collision", "coverage_classwise", "pairing_acc")
-
-
-def _small_measurement(detector, cache):
-    """(figures, real images read, images generated for features) of this rank. 150 images and 70 in batches of 16: uneven last rounds."""
-    for name in RANK_METRICS:
-        changes = {"num_fake": 64, "parameters": {"steps": 3, "batch": 4, "held_out": 2}} if name == "pairing_acc" else {"num_fake": 70}
-        changes |= {"matched": False}
-        protocols.METRICS[name] = dataclasses.replace(protocols.METRICS[name], **changes)
-    data, G = _PlainData(), TinyGenerator()
-    options = {"dataset": data, "device": "cpu", "detector": detector, "batch_detector": 16, "cache_dir": cache}
-    figures = results(registry.compute_metrics(RANK_METRICS[:-1], G=G, **options))
-    return figures | results(registry.compute_metrics(RANK_METRICS[-1:], G=TinyGenerator(), **options)), data.read, G.made
-
-
-class _PlainData(Data):
-    def fingerprint(self):
-        return "the same in every process"
-
-
-def test_two_ranks_give_the_figures_of_one(scripts, tmp_path, monkeypatch):
-    for name in RANK_METRICS:
-        monkeypatch.setitem(protocols.METRICS, name, protocols.METRICS[name])
-    detector = str(scripts / "detector.pt")
-    arguments = (str(tmp_path / "store"), detector, str(tmp_path / "cache-of-two"), str(tmp_path))
-    torch.multiprocessing.spawn(_rank_main, args=arguments, nprocs=2)
-    expected, *all_images = _small_measurement(detector, str(tmp_path / "cache-of-one"))
-    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
-    assert ranks[0][0] == ranks[1][0] == pytest.approx(expected, rel=1e-12)
-    # No image is looked at twice, by whichever rank.
-    assert [sum(counts) for counts in zip(*(rank[1:] for rank in ranks))] == all_images == [150, 70]
-
-
 # What is refused.
+
+
+def test_an_error_in_a_metric_loses_no_other_figure(measure, monkeypatch, capsys):
+    def broken(inputs, protocol):
+        raise MemoryError
+
+    monkeypatch.setitem(protocols.METRICS, "coverage", dataclasses.replace(protocols.METRICS["coverage"], figures=broken))
+    failed = []
+    lines = measure("coverage", "fid50k_full", on_failure=lambda name, error: failed.append((name, str(error))))
+    assert [line["metric"] for line in lines] == ["fid50k_full_detector"]
+    assert failed == [("coverage_detector", "coverage_detector cannot be computed: MemoryError")]
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_metric_that_fails_does_not_take_the_others_along(measure):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -94,7 +95,7 @@ def test_lines_carry_messages_in_any_pieces():
 def test_who_talks_nonsense_is_heard_no_more(nonsense):
     here, there = tcp_pair()
     there.socket.sendall(nonsense)
-    end = time.monotonic() + 5
+    end = time.monotonic() + 120
     while (heard := here.receive()) == []:
         assert time.monotonic() < end
     assert heard is None
@@ -112,7 +113,7 @@ def tcp_pair():
 RANK = """
 import os, pathlib, signal, sys, time
 from torch_utils import roll_call
-roll_call.BEAT, roll_call.VERDICT_SECONDS = 0.1, 1.0
+roll_call.BEAT, roll_call.VERDICT_SECONDS = 0.1, 10.0
 folder, rank, size, fault = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 
 class Store:
@@ -124,11 +125,11 @@ class Store:
             time.sleep(0.01)
         return (folder / key).read_bytes()
 
-roll = roll_call.RollCall(Store(), rank, size, "localhost", float(os.environ.get("LIMIT", 2)), float(os.environ.get("JOIN", 30)), "start again")
+roll = roll_call.RollCall(Store(), rank, size, "localhost", float(os.environ.get("LIMIT", 4)), float(os.environ.get("JOIN", 30)), "start again")
 def step(number):
     roll.arrive()
     (folder / f"step-{rank}-{number}").touch()
-    end = time.monotonic() + 30
+    end = time.monotonic() + 110
     while not all((folder / f"step-{other}-{number}").exists() for other in range(size)):
         time.sleep(0.01)
         if time.monotonic() > end:
@@ -150,7 +151,7 @@ if broken == str(rank):
         sys.exit(2)
     if name == "metrics":
         with roll.busy("metrics"):
-            time.sleep(2.5)
+            time.sleep(5)
 if name == "pause":
     while not (folder / "go").exists():
         time.sleep(0.01)
@@ -177,7 +178,7 @@ def ranks(tmp_path, pytestconfig):
         process.communicate()
 
 
-def ends_of(processes, seconds=15):
+def ends_of(processes, seconds=120):
     """(exit code, stderr) of each."""
     errors = [process.communicate(timeout=seconds)[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, errors)]
@@ -201,7 +202,7 @@ def test_a_stopped_rank_is_missed_when_it_is_silent(ranks, broken):
     processes = ranks(f"STOP:{broken}")
     others = ends_of([process for number, process in enumerate(processes) if number != broken])
     assert [code for code, _ in others] == [LOST] * 2
-    assert any(f"Error: rank {broken} (" in text and "has been silent for 1 s" in text for _, text in others)
+    assert any(f"Error: rank {broken} (" in text and re.search(r"has been silent for \d+ s", text) for _, text in others)
     os.kill(processes[broken].pid, signal.SIGCONT)  # it finds the others gone
     ((code, _),) = ends_of([processes[broken]])
     assert code == LOST
@@ -211,7 +212,8 @@ def test_a_stopped_rank_is_missed_when_it_is_silent(ranks, broken):
 def test_a_rank_that_hangs_is_named_by_all_and_ends_too(ranks, broken):
     ends = ends_of(ranks(f"hang:{broken}"))
     assert [code for code, _ in ends] == [LOST] * 3
-    assert f"Error: rank {broken} (" in ends[0][1] and "is stuck at step 2: the others have waited for it for 2 s; start again" in ends[0][1]
+    assert f"Error: rank {broken} (" in ends[0][1]
+    assert re.search(r"is stuck at step 2: the others have waited for it for \d+ s; start again", ends[0][1])
 
 
 @pytest.mark.parametrize("broken", [0, 1])
@@ -222,13 +224,13 @@ def test_a_rank_that_fails_passes_on_reason_and_code(ranks, broken):
 
 
 def test_a_run_that_was_stopped_as_a_whole_goes_on(ranks, tmp_path):
-    processes = ranks("pause:all")
+    processes = ranks("pause:all", LIMIT="10")
     while len(list(tmp_path.glob("step-*-2"))) < 3:
         assert all(process.poll() is None for process in processes)
         time.sleep(0.05)
     for process in processes:
         os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(2)  # twice as long as a rank may be silent
+    time.sleep(7)  # longer than a rank may be silent
     for process in processes:
         os.kill(process.pid, signal.SIGCONT)
     time.sleep(0.5)

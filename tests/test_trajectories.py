@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dnnlib import UserError
-from metrics import runs, trajectories
+from metrics import report, runs, trajectories
 from metrics.trajectory_figures import convex_hull
 
 PROTOCOL = {"detector": "vgg16", "detector_digest": "ab" * 32, "n_real": 50000, "n_fake": 50000, "k": 3, "seed": 0, "dataset": "cd" * 32}
@@ -65,6 +65,7 @@ def test_points_rise_in_kimg_and_the_last_measurement_counts(tmp_path):
         '{"results": {"fid50k": "x"}, "snapshot_pkl": "network-snapshot-000001.pkl"}',
         '{"results": {"fid50k": 1.0}, "snapshot_pkl": "network-snapshot-000001.pkl", "protocol": "mine"}',
         "\udcff",
+        '{"results": {"fid50k": 1' + 400 * "0" + '}, "snapshot_pkl": "network-snapshot-000001.pkl"}',
     ],
 )
 def test_damaged_lines_are_named_by_file_and_number(tmp_path, damage):
@@ -112,6 +113,18 @@ def test_an_old_measurement_that_was_repeated_by_another_protocol_does_no_harm(t
     folder = write_run(tmp_path / "a", {"coverage": {0: 0.1, 5: 0.2}}, metric="coverage", protocol={**PROTOCOL, "code_version": "0"})
     write_run(folder, {"coverage": {0: 0.3, 5: 0.4}}, metric="coverage")
     assert values_of(runs.load_runs([folder])[0], "coverage") == {0: 0.3, 5: 0.4}
+
+
+def test_what_a_figure_is_read_against_is_no_part_of_how_it_was_measured(tmp_path):
+    """Older lines of collision say by chance, newer ones among real images."""
+    notes = [{}, {"chance": 0.0003}, {"among_real": 0.001}, {"among_real": 0.002}]
+    protocols = [{**PROTOCOL, **note} for note in notes]
+    folders = [write_run(tmp_path / str(i), {"collision": {0: 0.1}}, metric="collision", protocol=own) for i, own in enumerate(protocols)]
+    assert len(runs.load_runs(folders)) == 4
+    for folder in folders:
+        for own in protocols:
+            assert report.is_measured(folder, "collision", "network-snapshot-000000.safetensors", own)
+        assert not report.is_measured(folder, "collision", "network-snapshot-000000.safetensors", {**PROTOCOL, "k": 5})
 
 
 def test_lines_without_a_protocol_stand_only_beside_each_other(tmp_path):

@@ -110,6 +110,19 @@ def read_tensors(file: Any) -> dict[str, torch.Tensor]:
     return {name: file.get_tensor(name).clone() for name in names}
 
 
+def write_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file from the tensors as they lie in memory, without a copy of them; atomic only on a path from dnnlib.atomic_path.
+
+    Raises:
+        OSError, safetensors.SafetensorError: the folder is missing or the disk is full.
+    """
+    path = pathlib.Path(path)
+    path.touch()
+    mode = path.stat().st_mode
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)  # as any other file: safetensors makes files that only their owner can read
+
+
 def save_state(path: str | os.PathLike, state: Mapping[str, Any]) -> None:
     """Writes a training state, whole or not at all.
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dnnlib import EasyDict, UserError, atomic_write_text
 from dnnlib.json_files import read_json
 from metrics.report import has_line, lines_path
-from metrics.runs import LOWER_IS_BETTER
+from metrics.runs import direction
 from torch_utils import checkpoint
 from training.history import read_figures, read_lines
 
@@ -202,7 +202,7 @@ class RunDir:
         values = {kimg: value for kimg, value in figures.get(figure, {}).items() if kimg in there}
         if not values:
             return None
-        sign = -1 if figure.startswith(LOWER_IS_BETTER) else 1
+        sign = -1 if direction(figure) == "lower" else 1
         kimg = max(values, key=lambda kimg: (sign * values[kimg], kimg))
         return Best(figure, kimg, values[kimg])
 

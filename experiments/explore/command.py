@@ -23,7 +23,7 @@ from training.run_files import RunDir
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--data", help="Real images, folder or zip  [default: those that the network learned]", metavar="PATH")
+@click.option("--data", help="Real images, folder or zip  [default: all of the set that the network learned from]", metavar="PATH")
 @click.option("--snapshot", help="Snapshot of the run, in thousands of images  [default: the last]", type=click.IntRange(min=0), metavar="KIMG")
 @click.option("--latents", help="Latents on the map", type=click.IntRange(3, 4000), default=1000, show_default=True)
 @click.option("--real", help="Real images to compare with", type=click.IntRange(4, 200_000), default=10_000, show_default=True)

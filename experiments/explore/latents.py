@@ -51,11 +51,6 @@ def find_collisions(latents: torch.Tensor, features: torch.Tensor, radius: float
     return Collisions(share, per_latent, partner, distance.masked_fill(alone, 0))
 
 
-def near_share(features: torch.Tensor, radius: float) -> float:
-    """Share of the pairs of different rows of features [N, D], N at least 2, that are nearer than the radius."""
-    return float((torch.pdist(features) < radius).double().mean())
-
-
 def plane(points: torch.Tensor) -> torch.Tensor:
     """The points [N, D] seen from where they spread most: their first two principal components [N, 2], divided by the larger one's deviation.
 

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from dnnlib import EasyDict, UserError
-from experiments.explore.latents import find_collisions, near_share, plane
+from experiments.explore.latents import find_collisions, plane
 from metrics import knn
 from metrics.collectors import Rows
+from metrics.collision import near_share
 from metrics.detectors import Detector, get_detector
 from metrics.feature_cache import FeatureCache
 from metrics.perceptual_path_length import great_circle
@@ -199,7 +200,7 @@ class Explorer:
         want = side.want(self.detector, Rows, self.num_real, sampled=True)
         rows = side.collect({want: self.detector}, PassOptions(REAL_BATCH, self.device, progress=True))[want]["rows"]
         points, _ = knn.make_point_sets(rows, rows, rows.device)
-        radii = knn.kth_neighbour(points, NEAREST_K, "real").sqrt().float()
+        radii = knn.kth_distance(points, NEAREST_K, "real").float()
         radius = float(radii.median())
         if radius == 0:
             raise UserError(f"half of the images of {self.dataset.path} or more have {NEAREST_K} copies of themselves; distinct real data is needed")

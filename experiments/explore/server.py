@@ -23,7 +23,7 @@ from dnnlib import UserError
 from experiments.explore.model import Explorer, View
 from training.sampling import MAX_SEED
 
-ADDRESS = "127.0.0.1"
+ADDRESS, HTTP_PORT = "127.0.0.1", 80
 LONGEST_TARGET = 500  # bytes of path and query
 MOST_REQUESTS = 64  # at a time
 SECONDS = 30  # that a connection may be silent
@@ -187,7 +187,7 @@ class Server(ThreadingHTTPServer):
             super().__init__((ADDRESS, port), _Handler)
         except OSError as error:
             raise UserError(f"--port={port}: cannot listen on {ADDRESS}:{port} ({error.strerror}); give another port, or 0 for any") from error
-        self.hosts = {f"{name}:{self.server_port}" for name in (ADDRESS, "localhost")}
+        self.hosts = own_hosts(self.server_port)
         self.url = f"http://{ADDRESS}:{self.server_port}/"
 
     def process_request(self, request: socket.socket, client_address: Any) -> None:
@@ -208,6 +208,12 @@ class Server(ThreadingHTTPServer):
         """A browser that goes away is no error; anything else is printed."""
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
+
+
+def own_hosts(port: int) -> set[str]:
+    """What a browser may call this server: of port 80, which is that of every address, it says nothing."""
+    names = (ADDRESS, "localhost")
+    return {f"{name}:{port}" for name in names} | (set(names) if port == HTTP_PORT else set())
 
 
 class _Handler(BaseHTTPRequestHandler):
