@@ -26,7 +26,7 @@ SEED = "random_seed"
 BOOKKEEPING = {SEED, "run_dir", "metrics", "detector", "metric_seed", "keep_snapshots", "best_metric", "wandb", "data_loader_kwargs"}
 BOOKKEEPING |= {"image_snapshot_ticks", "network_snapshot_ticks", "total_kimg"}
 # Beginnings of the figures that are better when lower, and endings of those for which neither way is better.
-LOWER_IS_BETTER = ("fid", "kid", "ppl", "collision")
+_LOWER_IS_BETTER = ("fid", "kid", "ppl", "collision")
 NEITHER = ("_std", "_density")
 ABSENT = object()
 NEAR = 0.015  # snapshots whose kimg differ by no more than this share are one: the ticks of a run that was taken further lie elsewhere
@@ -36,7 +36,7 @@ def direction(figure: str) -> str:
     """Which way a figure, column or signal is better: "higher", "lower", or nothing where neither plainly is."""
     if "/" in figure or figure.endswith(NEITHER) or figure.startswith("density"):  # a slash: no measurement but a statistic of the training
         return ""
-    return "lower" if figure.lower().startswith(LOWER_IS_BETTER) else "higher"
+    return "lower" if figure.lower().startswith(_LOWER_IS_BETTER) else "higher"
 
 
 @dataclasses.dataclass(frozen=True)

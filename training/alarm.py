@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from metrics.runs import LOWER_IS_BETTER
+from metrics.runs import direction
 from training.history import ONE_CLASS, History, read_history, read_lines, snapshot_moments, window_means
 from training.run_files import ALARMS_FILE, RunDir
 
@@ -158,7 +158,7 @@ def _decline(past: _Past, name: str, active: bool) -> tuple[float, _Finding] | N
     last, before = past.series(name)[-2:], past.comparable(name)
     if len(before) < 2:
         return None
-    sign = 1 if name.startswith(LOWER_IS_BETTER) else -1
+    sign = 1 if direction(name) == "lower" else -1
     # The best that was held for two evaluations: the best of all is mostly luck.
     held = [(kimg, sign * max(sign * earlier, sign * value)) for (_, earlier), (kimg, value) in itertools.pairwise(before)]
     since, best = min(held, key=lambda point: sign * point[1])
