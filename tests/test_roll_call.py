@@ -148,6 +148,12 @@ if broken == str(rank):
     if name == "fail":
         roll.leave(ValueError("a torn file"), code=2)
         sys.exit(2)
+    if name == "raise":
+        try:
+            {}["a torn key"]
+        except KeyError as error:
+            roll.leave(error, code=1)
+            raise
     if name == "metrics":
         with roll.busy("metrics"):
             time.sleep(2.5)
@@ -219,6 +225,14 @@ def test_a_rank_that_fails_passes_on_reason_and_code(ranks, broken):
     ends = ends_of(ranks(f"fail:{broken}"))
     assert [code for code, _ in ends] == [2, 2, 2]
     assert any("has ended at step 2: a torn file" in text for number, (_, text) in enumerate(ends) if number != broken)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_rank_that_fails_ends_in_its_own_way(ranks, broken):
+    """The others' answer to its leave does not end it before its traceback is out."""
+    ends = ends_of(ranks(f"raise:{broken}"))
+    assert [code for code, _ in ends] == [1, 1, 1]
+    assert ends[broken][1].startswith("Traceback") and ends[broken][1].endswith("KeyError: 'a torn key'\n")
 
 
 def test_a_run_that_was_stopped_as_a_whole_goes_on(ranks, tmp_path):
