@@ -175,6 +175,14 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_private_folder(place, m
     assert capfd.readouterr().err == ""  # found where it was put
 
 
+def test_without_a_folder_to_write_there_is_one_line(place, monkeypatch):
+    def refuse(lock):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(BuildLock, "acquire", refuse)
+    assert f"neither the cache nor {place / 'tmp'}" in (message := refused()) and "(No space left on device)" in message
+
+
 @needs_compiler
 def test_a_temporary_folder_that_others_can_write_is_not_trusted(place):
     (place / "cache").write_text("a file")
