@@ -192,6 +192,21 @@ def test_damaged_state_is_refused(tmp_path, fraction):
         load_state(tmp_path / "s.pt")
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_a_state_for_which_there_is_no_memory_is_not_called_damaged(tmp_path, monkeypatch, error):
+    save_state(tmp_path / "s.pt", {"x": torch.zeros(4)})
+
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(type(error)) as caught:
+        load_state(tmp_path / "s.pt")
+    assert caught.value is error
+
+
 def test_one_flipped_bit_in_the_state_is_found(tmp_path):
     save_state(tmp_path / "s.pt", {"x": torch.zeros(10_000)})
     data = bytearray((tmp_path / "s.pt").read_bytes())

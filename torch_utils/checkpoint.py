@@ -22,6 +22,7 @@ import torch
 
 from dnnlib import UserError, atomic_path
 from dnnlib.json_files import parse_json
+from torch_utils.allocator import is_out_of_memory
 from torch_utils.safe_pickle import RefusedPickle
 from torch_utils.torch_files import check_archive
 
@@ -135,18 +136,19 @@ def load_state(path: str | os.PathLike, device: str | torch.device = "cpu") -> d
 
     Raises:
         UserError: the file is missing, damaged, or holds something else than a training state.
+        MemoryError, RuntimeError: there is no memory for it, here or on `device`.
     """
     path = _existing_file(path)
     try:
         check_archive(path)
         state = torch.load(path, map_location=device, weights_only=True)
-    except torch.OutOfMemoryError:
-        raise
     except RefusedPickle as error:
         raise UserError(f"{path} {error}; use another training state or a fresh copy") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the decoder raises a dozen types on damaged bytes; all mean the same to the user
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path} is damaged or holds more than plain data and tensors; a training state is expected") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}; a training state (a dictionary) is expected")
