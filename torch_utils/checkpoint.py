@@ -24,7 +24,7 @@ from dnnlib import UserError, atomic_path
 from dnnlib.json_files import parse_json
 from torch_utils.allocator import is_out_of_memory
 from torch_utils.safe_pickle import RefusedPickle
-from torch_utils.torch_files import check_archive
+from torch_utils.torch_files import check_archive, obstacle
 
 FORMAT_NAME = "pairing-gan-networks"
 FORMAT_VERSION = 1
@@ -216,11 +216,12 @@ def _split_records(path: pathlib.Path, networks: Mapping[str, Any], tensors: Map
 def _check_plain(value: Any, place: str) -> None:
     """Raises TypeError at the first thing that a reader without code execution would refuse."""
     kind = type(value)
-    if kind in (type(None), bool, int, float, str, bytes, torch.Size, torch.dtype, torch.device):
+    if kind in (type(None), bool, int, float, str, bytes, torch.Size, torch.device):
         return
-    if kind in (torch.Tensor, torch.nn.Parameter):
-        return
-    if kind in (dict, collections.OrderedDict):
+    if kind in (torch.Tensor, torch.nn.Parameter, torch.dtype):
+        if reason := obstacle(value):
+            raise TypeError(f"{place} {reason}; only plain tensors can be read back safely")
+    elif kind in (dict, collections.OrderedDict):
         for key, entry in value.items():
             if type(key) not in (str, int):
                 raise TypeError(f"{place} has a key of type {type(key).__name__}; only strings and integers can be read back safely")
