@@ -170,10 +170,11 @@ def ranks(tmp_path, pytestconfig):
     """Starts three ranks with a fault; each is (process, what it wrote to stderr when done)."""
     started = []
 
-    def start(fault, numbers=range(3), **environment):
+    def start(fault, numbers=range(3), per_machine=3, **environment):
         for number in numbers:
             command = [sys.executable, "-c", RANK, str(tmp_path), str(number), "3", fault]
-            environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath)} | environment
+            local = {"PYTHONPATH": str(pytestconfig.rootpath), "LOCAL_RANK": str(number % per_machine)}
+            environment = os.environ | environment | local
             started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
         return started
 
@@ -200,6 +201,14 @@ def test_a_killed_rank_is_missed_at_once(ranks, broken):
     assert [code for code, _ in others] == [LOST] * 2
     assert any(f"Error: rank {broken} (" in text and "is gone, last heard of at " in text and text.endswith("; start again\n") for _, text in others)
     assert all(text.count("\n") <= 1 for _, text in others)
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+@pytest.mark.parametrize("per_machine", [1, 2, 3])
+def test_each_machine_is_told_once(ranks, broken, per_machine):
+    others = [end for number, end in enumerate(ends_of(ranks(f"KILL:{broken}", per_machine=per_machine, LIMIT="1000"))) if number != broken]
+    machines = {number // per_machine for number in range(3) if number != broken}
+    assert sum(text.count("Error: ") for _, text in others) == len(machines)
 
 
 @pytest.mark.parametrize("broken", [0, 2])

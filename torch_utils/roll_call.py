@@ -326,7 +326,8 @@ class RollCall:
     def _end(self, verdict: str, code: int, told: bool = False) -> None:
         """Prints the verdict, tells the others, and ends the process."""
         self._tell(verdict=verdict, code=code)
-        if not told or os.environ.get("LOCAL_RANK") == "0":  # one sentence on each machine is enough
+        # One sentence on each machine is enough. What rank 0 has not told is its own end, which on its machine rank 1 says.
+        if os.environ.get("LOCAL_RANK") == "0" or (self.rank <= 1 and not told):
             # From a thread: a full pipe or a dead disk below log.txt must not hold up the end.
             sentence = f"Error: {verdict}{'; ' if self.advice else ''}{self.advice}"
             printing = threading.Thread(target=print, args=[sentence], kwargs={"file": sys.stderr, "flush": True}, daemon=True)
