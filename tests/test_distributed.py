@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from torch_utils import distributed
 from torch_utils.distributed import exchange_gradients
 
 
@@ -112,6 +113,15 @@ def test_the_launcher_ends_with_its_ranks(tmp_path, pytestconfig, broken_rank, c
     else:
         # The other rank ends with the same code, and the launcher may see that first.
         assert re.search("Error: rank [01] ended with exit code 7; its own message is above", result.stderr)
+
+
+def test_the_last_exchange_shows_who_is_late_too(monkeypatch):
+    seen = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "arrive", lambda: seen.append("arrive"))
+    monkeypatch.setattr(dist, "barrier", lambda: seen.append("barrier"))
+    distributed.leave()
+    assert seen == ["arrive", "barrier"]
 
 
 HANGING = """

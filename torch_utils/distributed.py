@@ -137,6 +137,7 @@ def leave(error: BaseException | None = None, code: int = 1) -> None:
     """
     global _roll_call
     if error is None and world_size() > 1:
+        arrive()
         dist.barrier()
     if _roll_call is not None:
         _roll_call.leave(error, code)
