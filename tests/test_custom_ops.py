@@ -351,6 +351,20 @@ def test_gpus_newer_than_nvcc_get_portable_code(wanted, known, flags):
     assert toolchain.architecture_flags(wanted, known) == flags
 
 
+def test_behind_a_launcher_the_compiler_counts(tmp_path, monkeypatch):
+    """As CXX="ccache g++" names it: nvcc takes no launcher, and an update of the compiler makes other libraries."""
+    ccache, compiler, nvcc = (script(tmp_path / name, "#!/bin/sh\n") for name in ("ccache", "g++", "nvcc"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: toolchain.Tool((nvcc,)))
+    for named in ("g++", "ccache g++", f"{ccache} {compiler} -m64", "g++ -m64 -I ccache"):
+        monkeypatch.setenv("CXX", named)
+        command, identity = toolchain.compile_command("cuda"), toolchain.tool_identity("cuda")
+        assert command[command.index("-ccbin") + 1] == compiler
+        with open(compiler, "a") as handle:
+            handle.write("# updated\n")
+        assert toolchain.tool_identity("cuda") != identity
+
+
 def test_gpus_older_than_nvcc_are_refused():
     with pytest.raises(BuildError, match="sm_60, and nvcc makes code only from sm_75 on"):
         toolchain.architecture_flags([60], [75, 80])
