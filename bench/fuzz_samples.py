@@ -68,7 +68,7 @@ def emit(value: Any) -> bytes:
     if isinstance(value, bool):
         return b"\x88" if value else b"\x89"
     if isinstance(value, int):
-        return b"J" + struct.pack("<i", value)
+        return b"J" + struct.pack("<i", value) if abs(value) < 2**31 else b"\x8a\x08" + struct.pack("<q", value)
     if isinstance(value, float):
         return b"G" + struct.pack(">d", value)
     if isinstance(value, str):

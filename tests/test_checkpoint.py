@@ -166,6 +166,46 @@ def test_state_refuses_to_write_what_it_could_not_read(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def with_attribute():
+    tensor = torch.ones(2)
+    tensor.note = "lost"
+    return tensor
+
+
+UNREADABLE = {
+    "expanded": lambda: torch.ones(1).expand(5),
+    "overlapping": lambda: torch.zeros(4).as_strided((2, 3), (1, 1)),
+    "expanded parameter": lambda: torch.nn.Parameter(torch.ones(1).expand(5)),
+    "complex": lambda: torch.zeros(2, dtype=torch.complex64),
+    "uint16": lambda: torch.zeros(2, dtype=torch.uint16),
+    "float8": lambda: torch.zeros(2, dtype=torch.float8_e4m3fn),
+    "dtype": lambda: torch.uint16,
+    "sparse": lambda: torch.eye(2).to_sparse(),
+    "meta": lambda: torch.zeros(2, device="meta"),
+    "attribute": with_attribute,
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_state_refuses_tensors_that_it_could_not_read(tmp_path, name):
+    value = UNREADABLE[name]()
+    torch.save({"a": [value]}, tmp_path / "plain.pt")
+    with pytest.raises(UserError):
+        load_state(tmp_path / "plain.pt")
+    with pytest.raises(TypeError, match=r"^state\['a'\]\[0\] "):
+        save_state(tmp_path / "s.pt", {"a": [value]})
+    assert not (tmp_path / "s.pt").exists()
+
+
+def test_tensors_of_any_layout_in_a_state_come_back(tmp_path):
+    base = torch.arange(24.0).reshape(4, 6)
+    tensors = [base.t(), base[1:, 2:4], base[:, 5], base[::2], base[4:], base[:1].expand(1, 6), torch.zeros(0, 1).expand(0, 5), base.half()]
+    tensors += [torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.nn.Parameter(base), torch.ones(1, dtype=torch.bool)]
+    save_state(tmp_path / "s.pt", {"a": tensors, "b": [torch.float32, torch.bfloat16]})
+    loaded = load_state(tmp_path / "s.pt")
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(loaded["a"], tensors)) and loaded["b"] == [torch.float32, torch.bfloat16]
+
+
 class Hostile:
     """Pickles into a call of builtins.eval."""
 
@@ -190,6 +230,21 @@ def test_damaged_state_is_refused(tmp_path, fraction):
     torch.save([1, 2], tmp_path / "s.pt")
     with pytest.raises(UserError, match="list"):
         load_state(tmp_path / "s.pt")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_a_state_for_which_there_is_no_memory_is_not_called_damaged(tmp_path, monkeypatch, error):
+    save_state(tmp_path / "s.pt", {"x": torch.zeros(4)})
+
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(type(error)) as caught:
+        load_state(tmp_path / "s.pt")
+    assert caught.value is error
 
 
 def test_one_flipped_bit_in_the_state_is_found(tmp_path):

@@ -175,6 +175,14 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_private_folder(place, m
     assert capfd.readouterr().err == ""  # found where it was put
 
 
+def test_without_a_folder_to_write_there_is_one_line(place, monkeypatch):
+    def refuse(lock):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(BuildLock, "acquire", refuse)
+    assert f"neither the cache nor {place / 'tmp'}" in (message := refused()) and "(No space left on device)" in message
+
+
 @needs_compiler
 def test_a_temporary_folder_that_others_can_write_is_not_trusted(place):
     (place / "cache").write_text("a file")
@@ -341,6 +349,20 @@ def test_importing_the_ops_builds_nothing(place):
 )
 def test_gpus_newer_than_nvcc_get_portable_code(wanted, known, flags):
     assert toolchain.architecture_flags(wanted, known) == flags
+
+
+def test_behind_a_launcher_the_compiler_counts(tmp_path, monkeypatch):
+    """As CXX="ccache g++" names it: nvcc takes no launcher, and an update of the compiler makes other libraries."""
+    ccache, compiler, nvcc = (script(tmp_path / name, "#!/bin/sh\n") for name in ("ccache", "g++", "nvcc"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: toolchain.Tool((nvcc,)))
+    for named in ("g++", "ccache g++", f"{ccache} {compiler} -m64", "g++ -m64 -I ccache"):
+        monkeypatch.setenv("CXX", named)
+        command, identity = toolchain.compile_command("cuda"), toolchain.tool_identity("cuda")
+        assert command[command.index("-ccbin") + 1] == compiler
+        with open(compiler, "a") as handle:
+            handle.write("# updated\n")
+        assert toolchain.tool_identity("cuda") != identity
 
 
 def test_gpus_older_than_nvcc_are_refused():

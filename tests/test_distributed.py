@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from torch_utils import distributed
 from torch_utils.distributed import exchange_gradients
 
 
@@ -112,3 +113,32 @@ def test_the_launcher_ends_with_its_ranks(tmp_path, pytestconfig, broken_rank, c
     else:
         # The other rank ends with the same code, and the launcher may see that first.
         assert re.search("Error: rank [01] ended with exit code 7; its own message is above", result.stderr)
+
+
+def test_the_last_exchange_shows_who_is_late_too(monkeypatch):
+    seen = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "arrive", lambda: seen.append("arrive"))
+    monkeypatch.setattr(dist, "barrier", lambda: seen.append("barrier"))
+    distributed.leave()
+    assert seen == ["arrive", "barrier"]
+
+
+HANGING = """
+    import time, torch.distributed as dist
+    from torch_utils import distributed
+    distributed.LEAVE_SECONDS = 0.5
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.destroy_process_group = lambda: time.sleep(60)
+    try:
+        {}["a torn key"]
+    except KeyError as error:
+        distributed.leave(error, code=7)
+"""
+
+
+def test_a_rank_that_fails_does_not_wait_for_those_that_are_gone(pytestconfig):
+    """As leaving a group does under NCCL."""
+    environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath)}
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(HANGING)], stderr=subprocess.PIPE, text=True, env=environment, timeout=50)
+    assert result.returncode == 7 and result.stderr.endswith("KeyError: 'a torn key'\n")

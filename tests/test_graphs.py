@@ -192,19 +192,35 @@ def test_a_restored_state_records_anew(data, as_on_cuda):
     assert recorder.recorded == 2 * before
 
 
-def test_a_phase_that_cannot_be_recorded_says_what_to_do():
+def record_failing(error):
+    """Runs a phase whose recording fails, and whose end fails once more, as in CUDA."""
+
     class Refusing(TapeRecorder):
         def record(self, body, inputs):
             try:
-                raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+                raise error
             finally:
                 raise RuntimeError("the end of the recording failed, too")
 
     runner = graphs.PhaseGraphs(Refusing())
-    for _ in range(graphs.WARM_UP):
+    for _ in range(graphs.WARM_UP + 1):
         runner.run("Gmain", lambda: None, [])
-    with pytest.raises(UserError, match=r"--graphs=on: the phase Gmain .*\(operation .* is capturing\); start with --graphs=off"):
-        runner.run("Gmain", lambda: None, [])
+
+
+def test_a_phase_that_cannot_be_recorded_says_what_to_do():
+    """Whatever was being handled around it is not the reason, and nobody needs to have typed --graphs=on."""
+    try:
+        raise KeyError("of another matter")
+    except KeyError:
+        with pytest.raises(UserError, match=r"^the phase Gmain .*\(operation .* is capturing\); start with --graphs=off"):
+            record_failing(RuntimeError("operation not permitted when stream is capturing\nmore lines"))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_memory_that_runs_out_during_a_recording_is_told_as_that(error):
+    with pytest.raises(type(error)) as caught:
+        record_failing(error)
+    assert caught.value is error
 
 
 # No waiting.

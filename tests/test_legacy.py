@@ -230,6 +230,7 @@ def test_strided_windows_and_empty_tensors():
         ({"G": generator(args=(64, 0, 64, 8, 3, 7))}, "constructor arguments"),
         ({"D": module("Discriminator", args=(0, 8, 3), kwargs={"block_kwargs": [1]})}, "block_kwargs"),
         ({"G": 5}, "int"),
+        ({"G": generator({"torgb": module("ToRGBLayer", buffers={"b": tensor([1.0])}, _non_persistent_buffers_set=5)})}, "ToRGBLayer .* is no set"),
         ({"G": module("Generator", kwargs={"z_dim": b"bytes"})}, "bytes"),
         ({"H": generator()}, "none of the networks"),
         ([1, 2], "list"),
@@ -396,7 +397,8 @@ def test_bombs_stay_small_and_quick():
 
 def test_tensors_cannot_outgrow_the_file():
     big = 30_000
-    for size, stride in (((big, big), (0, 0)), ((13,), (1,)), ((2, 7), (6, 1)), ((2**40,), (1,)), ((-1,), (1,)), ((2, 2), (1,))):
+    empty = [((2**39, 2**39, 0), (1, 1, 1)), ((0, 2**39, 2**39), (0, 0, 0))]
+    for size, stride in (((big, big), (0, 0)), ((13,), (1,)), ((2, 7), (6, 1)), ((2**40,), (1,)), ((-1,), (1,)), ((2, 2), (1,)), *empty):
         with pytest.raises(UserError, match="tensor"):
             read_pickle(pickled({"G": tensor(range(12), size=size, stride=stride)} if size != (2**40,) else {"G": HUGE}))
     data = storage_bytes(torch.zeros(4))

@@ -149,6 +149,12 @@ if broken == str(rank):
     if name == "fail":
         roll.leave(ValueError("a torn file"), code=2)
         sys.exit(2)
+    if name == "raise":
+        try:
+            {}["a torn key"]
+        except KeyError as error:
+            roll.leave(error, code=1)
+            raise
     if name == "metrics":
         with roll.busy("metrics"):
             time.sleep(5)
@@ -165,10 +171,11 @@ def ranks(tmp_path, pytestconfig):
     """Starts three ranks with a fault; each is (process, what it wrote to stderr when done)."""
     started = []
 
-    def start(fault, numbers=range(3), **environment):
+    def start(fault, numbers=range(3), per_machine=3, **environment):
         for number in numbers:
             command = [sys.executable, "-c", RANK, str(tmp_path), str(number), "3", fault]
-            environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath)} | environment
+            local = {"PYTHONPATH": str(pytestconfig.rootpath), "LOCAL_RANK": str(number % per_machine)}
+            environment = os.environ | environment | local
             started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
         return started
 
@@ -197,6 +204,14 @@ def test_a_killed_rank_is_missed_at_once(ranks, broken):
     assert all(text.count("\n") <= 1 for _, text in others)
 
 
+@pytest.mark.parametrize("broken", [0, 1, 2])
+@pytest.mark.parametrize("per_machine", [1, 2, 3])
+def test_each_machine_is_told_once(ranks, broken, per_machine):
+    others = [end for number, end in enumerate(ends_of(ranks(f"KILL:{broken}", per_machine=per_machine, LIMIT="1000"))) if number != broken]
+    machines = {number // per_machine for number in range(3) if number != broken}
+    assert sum(text.count("Error: ") for _, text in others) == len(machines)
+
+
 @pytest.mark.parametrize("broken", [0, 2])
 def test_a_stopped_rank_is_missed_when_it_is_silent(ranks, broken):
     processes = ranks(f"STOP:{broken}")
@@ -221,6 +236,14 @@ def test_a_rank_that_fails_passes_on_reason_and_code(ranks, broken):
     ends = ends_of(ranks(f"fail:{broken}"))
     assert [code for code, _ in ends] == [2, 2, 2]
     assert any("has ended at step 2: a torn file" in text for number, (_, text) in enumerate(ends) if number != broken)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_rank_that_fails_ends_in_its_own_way(ranks, broken):
+    """The others' answer to its leave does not end it before its traceback is out."""
+    ends = ends_of(ranks(f"raise:{broken}"))
+    assert [code for code, _ in ends] == [1, 1, 1]
+    assert ends[broken][1].startswith("Traceback") and ends[broken][1].endswith("KeyError: 'a torn key'\n")
 
 
 def test_a_run_that_was_stopped_as_a_whole_goes_on(ranks, tmp_path):

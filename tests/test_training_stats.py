@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from torch_utils import training_stats
+from torch_utils import distributed, training_stats
 from torch_utils.training_stats import Collector, report
 
 
@@ -84,11 +84,13 @@ def test_values_that_are_not_numbers_show(name):
 
 
 def _rank(rank, file, results):
+    arrivals = []
+    distributed.arrive = lambda: arrivals.append("exchange")
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     collector = Collector()
     report("value", torch.full([rank + 1], float(rank)))
     collector.update()
-    results[rank] = (collector.num("value"), collector.mean("value"))
+    results[rank] = (collector.num("value"), collector.mean("value"), arrivals)
     dist.destroy_process_group()
 
 
@@ -96,4 +98,4 @@ def test_ranks_are_joined(tmp_path):
     with mp.Manager() as manager:
         results = manager.dict()
         mp.spawn(_rank, args=(tmp_path / "rendezvous", results), nprocs=2)
-        assert dict(results) == {rank: (3, pytest.approx(2 / 3)) for rank in (0, 1)}
+        assert dict(results) == {rank: (3, pytest.approx(2 / 3), ["exchange"]) for rank in (0, 1)}

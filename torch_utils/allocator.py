@@ -1,4 +1,4 @@
-"""How the C library hands out the memory of CPU tensors."""
+"""The memory of tensors: how the C library hands it out on a CPU, and which errors say that there is none left."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ import ctypes
 import functools
 import platform
 
+import torch
+
 # Numbers of <malloc.h>.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 GROWTH = 1 << 26  # bytes by which the heap grows
+# How PyTorch's RuntimeErrors begin or go on where the system has refused memory.
+REFUSALS = ("can't allocate memory", "bad_alloc", "CUDA out of memory", "MPS backend out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in REFUSALS)
 
 
 @functools.cache

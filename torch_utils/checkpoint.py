@@ -22,8 +22,9 @@ import torch
 
 from dnnlib import UserError, atomic_path
 from dnnlib.json_files import parse_json
+from torch_utils.allocator import is_out_of_memory
 from torch_utils.safe_pickle import RefusedPickle
-from torch_utils.torch_files import check_archive
+from torch_utils.torch_files import check_archive, obstacle
 
 FORMAT_NAME = "pairing-gan-networks"
 FORMAT_VERSION = 1
@@ -148,18 +149,19 @@ def load_state(path: str | os.PathLike, device: str | torch.device = "cpu") -> d
 
     Raises:
         UserError: the file is missing, damaged, or holds something else than a training state.
+        MemoryError, RuntimeError: there is no memory for it, here or on `device`.
     """
     path = _existing_file(path)
     try:
         check_archive(path)
         state = torch.load(path, map_location=device, weights_only=True)
-    except torch.OutOfMemoryError:
-        raise
     except RefusedPickle as error:
         raise UserError(f"{path} {error}; use another training state or a fresh copy") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the decoder raises a dozen types on damaged bytes; all mean the same to the user
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path} is damaged or holds more than plain data and tensors; a training state is expected") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}; a training state (a dictionary) is expected")
@@ -227,11 +229,12 @@ def _split_records(path: pathlib.Path, networks: Mapping[str, Any], tensors: Map
 def _check_plain(value: Any, place: str) -> None:
     """Raises TypeError at the first thing that a reader without code execution would refuse."""
     kind = type(value)
-    if kind in (type(None), bool, int, float, str, bytes, torch.Size, torch.dtype, torch.device):
+    if kind in (type(None), bool, int, float, str, bytes, torch.Size, torch.device):
         return
-    if kind in (torch.Tensor, torch.nn.Parameter):
-        return
-    if kind in (dict, collections.OrderedDict):
+    if kind in (torch.Tensor, torch.nn.Parameter, torch.dtype):
+        if reason := obstacle(value):
+            raise TypeError(f"{place} {reason}; only plain tensors can be read back safely")
+    elif kind in (dict, collections.OrderedDict):
         for key, entry in value.items():
             if type(key) not in (str, int):
                 raise TypeError(f"{place} has a key of type {type(key).__name__}; only strings and integers can be read back safely")

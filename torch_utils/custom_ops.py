@@ -166,10 +166,14 @@ def _private_temporary_folder() -> pathlib.Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
     except OSError as error:
-        raise BuildError(f"neither the cache nor {folder} can be written ({error.strerror}); set DNNLIB_CACHE_DIR to a writable folder") from error
+        raise _nowhere(folder, error) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != user or status.st_mode & 0o022:
         raise BuildError(f"{folder} is open to other users, who could put code there; remove it, or set DNNLIB_CACHE_DIR to a writable folder")
     return folder
+
+
+def _nowhere(folder: pathlib.Path, error: OSError) -> BuildError:
+    return BuildError(f"neither the cache nor {folder} can be written ({error.strerror or error}); set DNNLIB_CACHE_DIR to a writable folder")
 
 
 def find_built(made: Recipe) -> pathlib.Path | None:
@@ -198,7 +202,10 @@ def _build(made: Recipe, damaged: pathlib.Path | None) -> pathlib.Path:
     except OSError as refused:
         folder = _private_temporary_folder()
         print(f"The cache cannot be written ({refused.strerror or refused}); native ops go into {folder}", file=sys.stderr)
-        lock = _locked(folder, made)
+        try:
+            lock = _locked(folder, made)
+        except OSError as error:
+            raise _nowhere(folder, error) from error
     try:
         return _build_in(folder, made, lock, damaged)
     except OSError as error:

@@ -11,6 +11,8 @@ import datetime
 import os
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -24,6 +26,7 @@ from dnnlib.signals import STOP_SIGNALS, exit_code
 from torch_utils.roll_call import RollCall
 
 JOIN_SECONDS = 600.0  # within which all ranks must have come: machines that start cold need minutes
+LEAVE_SECONDS = 30.0  # within which a rank that fails is to have left: others that are gone may keep it for as long as a message may take
 MESSAGE_TIMEOUT = datetime.timedelta(days=7)
 
 _roll_call: RollCall | None = None
@@ -129,15 +132,21 @@ def leave(error: BaseException | None = None, code: int = 1) -> None:
 
     Args:
         error: None: all ranks come here, and none goes before the last has. Else what ends this rank, when others may be stuck or gone.
-        code: after an error, the exit code with which this rank will end and the others shall.
+        code: after an error, the exit code with which this rank will end and the others shall. A rank of a group that is still there after
+            `LEAVE_SECONDS` is ended.
     """
     global _roll_call
     if error is None and world_size() > 1:
+        arrive()
         dist.barrier()
     if _roll_call is not None:
         _roll_call.leave(error, code)
         _roll_call = None
     if dist.is_available() and dist.is_initialized():
+        if error is not None:
+            timer = threading.Timer(LEAVE_SECONDS, _give_up, [error, code])
+            timer.daemon = True
+            timer.start()
         dist.destroy_process_group()
 
 
@@ -145,6 +154,13 @@ def advise(text: str) -> None:
     """Says what a user can do when a rank is lost, the end of the sentence that the others print."""
     if _roll_call is not None:
         _roll_call.advice = text
+
+
+def _give_up(error: BaseException, code: int) -> NoReturn:
+    """Says why this rank ends, which nobody else will, and ends it."""
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def arrive() -> None:

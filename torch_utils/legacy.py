@@ -24,6 +24,7 @@ from torch_utils.torch_files import read_storage
 
 MAX_DEPTH = 32
 MAX_ENTRIES = 200_000
+MAX_COUNT = 2**40  # of numbers in a tensor, and along an axis of it
 
 NETWORKS = {"G": "Generator", "D": "Discriminator", "G_ema": "Generator"}
 CLASS_MODULES = {"Generator": "training.networks", "Discriminator": "training.networks", "AugmentPipe": "training.augment"}
@@ -204,13 +205,14 @@ class _Builders:
         flat, count = storage.flat, math.prod(size)
         self._tensor_budget -= count * flat.element_size()
         last = offset + sum((extent - 1) * step for extent, step in zip(size, stride)) if count else -1
-        if self._tensor_budget < 0 or last >= flat.numel():
+        # An empty tensor may not have the other extents of one that no memory could hold: torch multiplies them.
+        if self._tensor_budget < 0 or last >= flat.numel() or math.prod(max(extent, 1) for extent in size) >= MAX_COUNT:
             raise RefusedPickle("describes a tensor larger than its memory")
         return flat.as_strided(size, stride, offset if count else 0).clone(memory_format=torch.contiguous_format)
 
 
 def _are_counts(values: Any) -> bool:
-    return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 2**40 for value in values)
+    return isinstance(values, tuple) and all(type(value) is int and 0 <= value < MAX_COUNT for value in values)
 
 
 def _empty_dict() -> dict:
@@ -279,7 +281,9 @@ def _collect_tensors(module: _Module, prefix: str, depth: int, tensors: dict[str
     """Walks parameters, buffers and sub-modules into `tensors`, refusing parts of other architectures by name."""
     if depth and module.class_name not in PARTS:
         raise RefusedPickle(f"holds a {ascii(module.class_name)[1:-1][:100]}, which is not part of this architecture")
-    transient = module.state.get("_non_persistent_buffers_set") or ()
+    transient = module.state.get("_non_persistent_buffers_set", set())
+    if not isinstance(transient, set):
+        raise RefusedPickle(f"holds a {module.class_name} whose _non_persistent_buffers_set is no set")
     budget[0] -= 1
     for group in ("_parameters", "_buffers"):
         for name, value in module.group(group).items():

@@ -277,6 +277,8 @@ class RollCall:
                 for key, _ in selector.select(BEAT / 4):
                     if not self._hear(key.data):
                         selector.unregister(key.fileobj)
+                if self._leaving.is_set():
+                    break
                 now = time.monotonic()
                 if now - before > self.limit * SILENT_SHARE / 2:  # this process was stopped or starved, so it has no say about the others
                     for member in self._members.values():
@@ -296,8 +298,10 @@ class RollCall:
     def _hear(self, number: int) -> bool:
         """Takes in what a rank has sent; False if it will send no more."""
         messages = self._lines[number].receive()
+        if self._leaving.is_set():  # what comes now answers this rank's own leave, which is to end it in its own way
+            return False
         if messages is None:
-            if not self._leaving.is_set() and number in self._members:
+            if number in self._members:
                 self._end(f"{named(number, self._members[number])} is gone, last heard of at {self._members[number].place}", LOST)
             return False
         for message in messages:
@@ -322,7 +326,8 @@ class RollCall:
     def _end(self, verdict: str, code: int, told: bool = False) -> None:
         """Prints the verdict, tells the others, and ends the process."""
         self._tell(verdict=verdict, code=code)
-        if not told or os.environ.get("LOCAL_RANK") == "0":  # one sentence on each machine is enough
+        # One sentence on each machine is enough. What rank 0 has not told is its own end, which on its machine rank 1 says.
+        if os.environ.get("LOCAL_RANK") == "0" or (self.rank <= 1 and not told):
             # From a thread: a full pipe or a dead disk below log.txt must not hold up the end.
             sentence = f"Error: {verdict}{'; ' if self.advice else ''}{self.advice}"
             printing = threading.Thread(target=print, args=[sentence], kwargs={"file": sys.stderr, "flush": True}, daemon=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
+import itertools
 import os
 import platform
 import re
@@ -34,18 +35,24 @@ class BuildError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Tool:
-    """A program and the arguments that always go with it."""
+    """A program, perhaps behind launchers such as ccache, and the arguments that always go with it."""
 
     command: tuple[str, ...]
 
     @property
     def path(self) -> str:
-        """Where the program is."""
+        """Where the program is, or the first launcher."""
         return self.command[0]
+
+    @property
+    def program(self) -> str:
+        """Where the program itself is: the last word before the arguments."""
+        words = list(itertools.takewhile(lambda word: not word.startswith("-"), self.command))
+        return shutil.which(words[-1]) or self.path
 
     def identity(self) -> str:
         """Changes whenever the program does (an update, another module load); nothing is started for it."""
-        path = os.path.realpath(self.path)
+        path = os.path.realpath(self.program)
         status = os.stat(path)
         return f"{' '.join(self.command)} {path} {status.st_size} {status.st_mtime_ns}"
 
@@ -169,7 +176,7 @@ def compile_command(kind: str, architectures: Sequence[int] = ()) -> list[str]:
     if kind == "cpu":
         return [*find_compiler().command, *CPU_FLAGS]
     nvcc = find_nvcc()
-    host = ["-ccbin", find_compiler().path] if os.environ.get("CXX") else []
+    host = ["-ccbin", find_compiler().program] if os.environ.get("CXX") else []
     return [*nvcc.command, *host, *CUDA_FLAGS, *architecture_flags(architectures, known_architectures(nvcc))]
 
 

@@ -95,6 +95,22 @@ def check_archive(path: str | os.PathLike) -> None:
         PickleMachine(_checkers(sizes), persistent=lambda name: _checked_memory(name, sizes)).load(archive.read(f"{roots[0]}data.pkl"))
 
 
+def obstacle(value: torch.Tensor | torch.dtype) -> str | None:
+    """Why `check_archive` would refuse a file with this in it, the rest of a sentence about it; None: it would not."""
+    dtype = value if isinstance(value, torch.dtype) else value.dtype
+    if str(dtype).removeprefix("torch.") not in _DTYPE_NAMES:
+        return f"is of type {dtype}"
+    if isinstance(value, torch.dtype):
+        return None
+    if value.layout != torch.strided or value.is_nested or value.is_meta:
+        return f"is a tensor of layout {value.layout} on {value.device}, not plain memory"
+    if value.__dict__:
+        return f"is a tensor with the attribute {min(value.__dict__)}"
+    if value.storage_offset() + value.numel() > value.untyped_storage().nbytes() // value.itemsize:
+        return "is a tensor larger than its memory, as expand makes them"
+    return None
+
+
 def _checkers(sizes: dict[str, int]) -> dict[str, Any]:
     """Builders that make nothing: what a training state may name."""
     types = {f"torch.{name}": _never for name in (*_STORAGES, *_DTYPE_NAMES)}

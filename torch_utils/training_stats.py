@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from dnnlib import EasyDict
+from torch_utils.distributed import sum_over_ranks, world_size
 
 # (name, device type) -> [count, sum, sum of squares] since the last fold, on the values' device and always in the same memory
 _moments: dict[tuple[str, str], torch.Tensor] = {}
@@ -103,11 +104,8 @@ class Collector:
         if not names:
             return
         deltas = np.stack([gathered.get(name, np.zeros(3)) for name in names])
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            shared = torch.from_numpy(deltas)
-            shared = shared.to("cuda") if dist.get_backend() == "nccl" else shared
-            dist.all_reduce(shared)
-            deltas = shared.cpu().numpy()
+        if world_size() > 1:
+            deltas = sum_over_ranks(torch.from_numpy(deltas).to("cuda" if dist.get_backend() == "nccl" else "cpu")).cpu().numpy()
         self._delta = dict(zip(names, deltas))
 
     def num(self, name: str) -> int:

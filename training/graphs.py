@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from dnnlib import UserError
+from torch_utils.allocator import is_out_of_memory
 
 POLICIES = ("auto", "on", "off")
 WARM_UP = 3
@@ -108,6 +109,7 @@ class PhaseGraphs:
 
         Raises:
             UserError: the phase cannot be recorded.
+            torch.OutOfMemoryError: there is no memory left for it.
         """
         done = self._runs.get(name, 0)
         self._runs[name] = done + 1
@@ -126,10 +128,12 @@ class PhaseGraphs:
             return self._recorder.record(body, self._inputs[name])
         except RuntimeError as error:  # the device is in no state to go on without graphs
             first: BaseException = error
-            while first.__context__ is not None:  # the end of a failed recording fails once more
+            while isinstance(first.__context__, (RuntimeError, MemoryError)):  # the end of a failed recording fails once more
                 first = first.__context__
+            if is_out_of_memory(first):
+                raise first from None
             reason = str(first).strip().split("\n")[0]
-            raise UserError(f"--graphs=on: the phase {name} cannot be recorded as a CUDA graph ({reason}); start with --graphs=off") from error
+            raise UserError(f"the phase {name} cannot be recorded as a CUDA graph ({reason}); start with --graphs=off") from error
 
     def reset(self) -> None:
         """Forgets all records, because tensors that they write to were replaced; every phase warms up again."""

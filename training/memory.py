@@ -8,16 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from dnnlib import EasyDict, UserError
-
-# How PyTorch's RuntimeErrors begin or go on where the system has refused memory.
-REFUSALS = ("can't allocate memory", "bad_alloc", "CUDA out of memory", "MPS backend out of memory")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means that memory ran out, on whatever device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in REFUSALS)
+from torch_utils.allocator import is_out_of_memory
 
 
 @contextlib.contextmanager
