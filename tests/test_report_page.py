@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 from report_runs import CLAIMS, COLUMNS, FIGURES, KIMG, PAPER, make_table, make_values, write_run, write_runs
 
 from dnnlib import UserError
@@ -325,6 +326,9 @@ def test_signals_of_a_training_are_drawn_with_its_seeds(tmp_path):
     assert band.kimg[-1] == 199 and np.array_equal(band.mean, 1.5 * band.kimg)
     page = read(make_page([], runs, tmp_path / "out"))
     assert "Inside the training: pairing accuracy, D's score of real images" in page.text
+    html = (tmp_path / "out" / HTML_FILE).read_text(encoding="utf-8")
+    inside = html[html.index("Inside the training") :].partition("</details>")[0]
+    assert inside.count('class="leg"') == 3 and "<title>" not in inside and "data-at" not in inside
 
 
 def test_a_run_that_says_nothing_has_no_signals(tmp_path):
@@ -341,11 +345,33 @@ def test_runs_of_tables_come_first_and_once(tmp_path):
 def test_pictures_fit_the_room_they_are_given(tmp_path):
     (study,), _ = find_studies(write_runs(tmp_path))
     (gallery,) = samples.make_galleries([study], [])
+    assert not any(picture.source for picture in gallery.pictures)
     size = 10**9
     for _ in range(6):
         samples.encode(gallery.pictures, limit := int(size * 0.96))
         size = sum(len(base64.b64decode(picture.source.partition(",")[2])) for picture in gallery.pictures)
         assert 0 < size <= limit
+
+
+def test_a_page_of_many_runs_has_room_for_its_pictures(tmp_path):
+    """What the rest of the page takes is not there for pictures; those of noise shrink least."""
+    runs = write_runs(tmp_path / "runs", methods=[f"method {number}" for number in range(12)])
+    for run in runs:
+        (run.path / "training_options.json").write_text(json.dumps({"random_seed": run.seed, "wandb": run.path.name + "x" * 70_000 + run.method}))
+        for name in ("fakes000000.png", "fakes000060.png", "look-uncovered.png"):
+            pixels = np.random.RandomState(run.seed).randint(0, 256, [320, 256, 3], dtype=np.uint8)
+            Image.fromarray(pixels).save(run.path / name)
+    html = make_page([make_table(runs)], [], tmp_path).read_text(encoding="utf-8")
+    pictures = sum(map(len, re.findall(r'src="(data:image/webp[^"]+)"', html)))
+    assert len(html.encode("utf-8")) < samples.PAGE_BYTES + 100 and pictures > 400_000 and len(html) - pictures > 2_500_000
+
+
+def test_options_that_all_runs_share_are_told_once(tmp_path):
+    runs = [write_run(tmp_path / "runs" / name, name, 0, number, options={"shared": "the same", "other": name}) for number, name in enumerate("ab")]
+    path = make_page([], runs, tmp_path)
+    html = path.read_text(encoding="utf-8")
+    assert html.count("the same") == 1 and html.count('<tr class="differs"><th scope="row">other</th>') == 2
+    assert "Options that all runs of this page share" in read(path).text
 
 
 def test_few_snapshots_of_many_are_shown_the_ends_among_them(tmp_path):

@@ -29,9 +29,10 @@ CELL = 64
 MOST_CELLS = (8, 10)
 SHEET_WIDTH = 900
 FEW = 4  # blocks that have room beside each other at their full size
-PICTURE_BYTES = 3_000_000  # a third more as text
+PAGE_BYTES = 4_800_000  # of a page with its pictures, which take what the rest leaves of it
 LEVELS = ((1.0, 82), (1.0, 70), (1.0, 55), (1.0, 40), (0.75, 45), (0.6, 40), (0.5, 30), (0.35, 25))  # scale, WebP quality
 TRIED = 24
+URI_HEAD = "data:image/webp;base64,"
 
 
 @dataclasses.dataclass(eq=False)
@@ -69,7 +70,7 @@ class Gallery:
 
 
 def make_galleries(studies: Sequence[Study], problems: list[str]) -> list[Gallery]:
-    """Reads the pictures of all runs and makes them fit into one page together.
+    """Reads the pictures of all runs, as many as one page holds; `encode` makes them text.
 
     Args:
         studies: whose runs are looked through.
@@ -77,9 +78,7 @@ def make_galleries(studies: Sequence[Study], problems: list[str]) -> list[Galler
     """
     runs = sum(len(series.results) for study in studies for series in study.series)
     snapshots = min(max(MOST_PICTURES // max(runs, 1), FEWEST_SNAPSHOTS), MOST_SNAPSHOTS)
-    galleries = [_collect(study, snapshots, problems) for study in studies]
-    encode([picture for gallery in galleries for picture in gallery.pictures])
-    return galleries
+    return [_collect(study, snapshots, problems) for study in studies]
 
 
 def _collect(study: Study, snapshots: int, problems: list[str]) -> Gallery:
@@ -150,7 +149,19 @@ def _at_most(image: Image.Image, width: int) -> Image.Image:
     return image.resize((width, max(round(image.height * width / image.width), 1)), Image.Resampling.LANCZOS)
 
 
-def encode(pictures: Sequence[Picture], limit: int = PICTURE_BYTES) -> None:
+def encode_to_fit(galleries: Sequence[Gallery], page: str) -> None:
+    """Turns all pictures into data URIs that fit into what a page leaves of PAGE_BYTES.
+
+    Args:
+        galleries: whose pictures.
+        page: the page with all pictures still empty.
+    """
+    pictures = [picture for gallery in galleries for picture in gallery.pictures]
+    room = PAGE_BYTES - len(page.encode("utf-8")) - len(pictures) * (len(URI_HEAD) + 3)  # text of whole groups of four letters
+    encode(pictures, max(room, 0) * 3 // 4)
+
+
+def encode(pictures: Sequence[Picture], limit: int) -> None:
     """Turns pictures into data URIs of WebP, at the best of LEVELS at which all of them together take at most `limit` bytes, or else the last."""
     for level, (scale, quality) in enumerate(LEVELS):
         last = level == len(LEVELS) - 1
@@ -160,7 +171,7 @@ def encode(pictures: Sequence[Picture], limit: int = PICTURE_BYTES) -> None:
         data = [_webp(picture.image, scale, quality) for picture in pictures]
         if last or sum(map(len, data)) <= limit:
             for picture, body in zip(pictures, data):
-                picture.source = "data:image/webp;base64," + base64.b64encode(body).decode("ascii")
+                picture.source = URI_HEAD + base64.b64encode(body).decode("ascii")
             return
 
 

@@ -64,7 +64,7 @@ def signals_block(study: Study) -> Markup | None:
     if signals is None or not signals.steps:
         return None
     words = "Inside the training: " + ", ".join(_first_lower(title_of(name)) for name in signals.points)
-    curves = [_chart_box(title_of(name), f"{name}, mean over each tick", curve_chart(signals, name)) for name in signals.points]
+    curves = [_chart_box(title_of(name), f"{name}, mean over each tick", curve_chart(signals, name, still=True)) for name in signals.points]
     return element("details", element("summary", words), _legend(signals), element("div", *curves, class_="charts curves"))
 
 
@@ -185,10 +185,25 @@ def _device(run: pathlib.Path) -> str:
 def runs_section(studies: Sequence[Study], anchors: Anchors, root: pathlib.Path) -> Markup:
     """Every run with its path, options, figures and files, folded up."""
     members = [(series, run) for study in studies for series in study.series for run in series.results]
-    options = {run.path.resolve(): read_options(run.path) for _, run in members}
-    differing = options_that_differ(list(options.values()))
-    parts = [_run(series, run, options[run.path.resolve()], differing, anchors[run.path.resolve()], root) for series, run in members]
+    options = {run.path.resolve(): _in_words(read_options(run.path)) for _, run in members}
+    known = [table for table in options.values() if table]
+    differing = options_that_differ(known)
+    shared = {name: text for name, text in known[0].items() if all(table.get(name) == text for table in known)} if len(known) > 1 else {}
+    parts = []
+    for series, run in members:
+        found = options[run.path.resolve()]
+        own = {name: text for name, text in found.items() if name not in shared}
+        parts.append(_run(series, run, own, bool(found and shared), differing, anchors[run.path.resolve()], root))
+    if shared:
+        label = "Options that all runs of this page share"
+        parts.append(element("details", element("summary", label), _options(shared, set(), label)))
     return join(parts)
+
+
+def _in_words(options: Mapping[str, Any]) -> dict[str, str]:
+    """Options as they are shown; of places the name alone."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
+    return {name: pathlib.PurePath(text).name if name in PLACES else text for name, text in texts.items()}
 
 
 def path_text(path: pathlib.Path, root: pathlib.Path) -> str:
@@ -197,25 +212,28 @@ def path_text(path: pathlib.Path, root: pathlib.Path) -> str:
     return resolved.relative_to(top).as_posix() if resolved.is_relative_to(top) else path.as_posix()
 
 
-def _run(series: Series, run: RunResult, options: Mapping[str, Any], differing: set[str], anchor: str, root: pathlib.Path) -> Markup:
+def _run(
+    series: Series, run: RunResult, options: Mapping[str, str], some_are_shared: bool, differing: set[str], anchor: str, root: pathlib.Path
+) -> Markup:
     facts = f"{seed_of(run)}, {run.kimg:,} kimg"
     path = element("code", path_text(run.path, root))
     head = element("summary", element("span", class_="swatch"), element("strong", series.label), " ", facts, " ", path)
-    body = _options(options, differing, f"Options of {series.label}, {seed_of(run)}")
+    body = _options(options, differing, f"Options of {series.label}, {seed_of(run)}", some_are_shared)
     return element("details", head, body, _files(run.path), id=anchor, class_=f"run {style(series)}")
 
 
-def _options(options: Mapping[str, Any], differing: set[str], label: str) -> Markup:
-    """The options of a run as a table, those in which runs differ first."""
+def _options(options: Mapping[str, str], differing: set[str], label: str, some_are_shared: bool = False) -> Markup:
+    """Options as a table, those in which runs differ first; `some_are_shared`: with others that stand elsewhere."""
+    if not options and some_are_shared:
+        return element("p", "Its options are those that all runs share, below the last run.")
     if not options:
         return element("p", "No training_options.json that can be read lies in this run.")
     rows = []
     for name in sorted(options, key=lambda name: name not in differing):
-        text = options[name] if isinstance(options[name], str) else json.dumps(options[name])
-        text = pathlib.PurePath(text).name if name in PLACES else text
         mark = "differs" if name in differing else None
-        rows.append(element("tr", element("th", _breakable(name), scope="row"), element("td", text), class_=mark))
-    caption = element("caption", "Options; first, and marked, those in which runs of this page differ" if differing else "Options")
+        rows.append(element("tr", element("th", _breakable(name), scope="row"), element("td", options[name]), class_=mark))
+    words = "Options; first, and marked, those in which runs of this page differ" if differing else "Options"
+    caption = element("caption", f"{words}; those that all runs share stand below the last run" if some_are_shared else words)
     return scroll_box(element("table", caption, element("tbody", *rows), class_="options"), label)
 
 
