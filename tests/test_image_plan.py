@@ -18,7 +18,7 @@ from experiments.images.disk import needed_bytes
 from experiments.images.experiments import EXPERIMENTS, choose
 from experiments.images.methods import METHODS, recognise
 from experiments.images.plan import Choice, make_plan, read_plans, remember_plan, run_key
-from experiments.images.run_state import SHEET
+from experiments.images.run_state import SHEET, SHEET_NUMBERS
 from experiments.images.speed import Speed, cost_class, schedule
 from experiments.paper import numbers
 from experiments.paper.toy_experiments import EXPERIMENTS as TOY_EXPERIMENTS
@@ -179,7 +179,9 @@ def test_a_run_is_found_by_its_files(plan):
     (folder / "metric-prdc10k5_embedded.jsonl").write_text("\n".join(lines))
     assert not run.look().is_measured
     (folder / SHEET).touch()
-    assert run.look().is_measured
+    for name, looked_at in ((None, False), ("network-snapshot-000000.safetensors", False), (f"network-snapshot-{run.kimg:06d}.safetensors", True)):
+        (folder / SHEET_NUMBERS).write_text(json.dumps({"fake": name}))
+        assert run.look().is_measured == looked_at
     (folder / f"network-snapshot-{run.kimg:06d}.safetensors").unlink()
     (folder / "training-state-000000.pt").write_text("")
     assert str(run.look()) == "partial at 0 kimg"

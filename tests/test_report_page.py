@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from report_runs import CLAIMS, COLUMNS, FIGURES, KIMG, PAPER, make_table, make_values, write_run, write_runs
+from report_runs import CLAIMS, COLUMNS, FIGURES, KIMG, PAPER, make_table, make_values, write_run, write_runs, write_sheet
 
 from dnnlib import UserError
 from experiments.report import axes, samples
@@ -364,6 +364,17 @@ def test_a_page_of_many_runs_has_room_for_its_pictures(tmp_path):
     html = make_page([make_table(runs)], [], tmp_path).read_text(encoding="utf-8")
     pictures = sum(map(len, re.findall(r'src="(data:image/webp[^"]+)"', html)))
     assert len(html.encode("utf-8")) < samples.PAGE_BYTES + 100 and pictures > 400_000 and len(html) - pictures > 2_500_000
+
+
+def test_a_sheet_of_uncovered_reals_says_when_it_was_made(tmp_path):
+    runs = [write_run(tmp_path / "runs" / name, name, 0, number) for number, name in enumerate("ab")]
+    for run, named in zip(runs, ({}, {"fake": "network-snapshot-000020.safetensors"})):
+        write_sheet(run.path / "look-uncovered.png", 9)
+        (run.path / "look.json").write_text(json.dumps({"num_uncovered": 1234, "num_real": 5000, "k": 5} | named))
+    page = read(make_page([], runs, tmp_path))
+    assert "seed 0: 1,234 of 5,000 real images" in page.text and "seed 0 at 20 kimg: 1,234 of 5,000 real images" in page.text
+    (_, alt) = [attributes["alt"] for attributes in page.all("img") if "left a real one" in attributes["alt"]]
+    assert "does not cover at 20 kimg, right" in alt
 
 
 def test_options_that_all_runs_share_are_told_once(tmp_path):

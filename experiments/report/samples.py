@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from dnnlib.json_files import read_json
-from experiments.images.run_state import SHEET
+from experiments.images.run_state import SHEET, SHEET_NUMBERS, sheet_snapshot
 from experiments.report.charts import style
 from experiments.report.markup import Markup, count, element, join
 from experiments.report.studies import Series, Study, read_options, seed_of
@@ -92,7 +92,8 @@ def _collect(study: Study, snapshots: int, problems: list[str]) -> Gallery:
             if not reals and (image := _read(result.path / "reals.png", problems)) is not None:
                 reals = [Picture(*_block(image, result, "Real training images"), result, 0)]
             if series not in uncovered and (image := _read(result.path / SHEET, problems)) is not None:
-                words = f"Pairs of images, left a real one that {series.label} does not cover, right the generated one nearest to it."
+                when = f" at {kimg:,} kimg" if (kimg := sheet_kimg(result.path)) is not None else ""
+                words = f"Pairs of images, left a real one that {series.label} does not cover{when}, right the generated one nearest to it."
                 uncovered[series] = Picture(_at_most(image, SHEET_WIDTH), words, result, result.kimg)
     return Gallery(study, reals, samples, uncovered)
 
@@ -242,11 +243,19 @@ def uncovered_block(gallery: Gallery) -> Markup | None:
     return element("div", join(figures), class_="sheets") if figures else None
 
 
+def sheet_kimg(path: pathlib.Path) -> int | None:
+    """When the sheets of a run folder were made, in thousand real images; None where they do not say."""
+    found = re.search(r"snapshot-(\d+)", sheet_snapshot(path))
+    return int(found[1]) if found else None
+
+
 def uncovered_words(run: RunResult) -> str:
-    """How many real images a run does not cover, where the numbers lie beside its sheet."""
+    """How many real images a run does not cover and when, where the numbers lie beside its sheet."""
+    kimg = sheet_kimg(run.path)
+    whose = seed_of(run) + ("" if kimg is None else f" at {kimg:,} kimg")
     try:
-        look = read_json(run.path / "look.json")
+        look = read_json(run.path / SHEET_NUMBERS)
         share = f"{int(look['num_uncovered']):,} of {int(look['num_real']):,} real images have no generated one in their neighbourhood"
-        return f"{seed_of(run)}: {share} (k = {int(look['k'])})"
+        return f"{whose}: {share} (k = {int(look['k'])})"
     except (OSError, ValueError, KeyError, TypeError):
-        return f"{seed_of(run)}: real images without a generated one in their neighbourhood"
+        return f"{whose}: real images without a generated one in their neighbourhood"
