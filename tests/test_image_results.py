@@ -102,6 +102,42 @@ def test_what_is_missing_is_said(out):
     assert c4.holds is None and "too few seeds: 2" in c4.text and c4b.holds is None and "too few seeds: 1" in c4b.text
 
 
+def change_options(out, key, **changes):
+    path = run_folder(out, key) / "training_options.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_runs_of_other_settings_are_left_out_of_their_row(out):
+    """Each row has three seeds: most of them decide, and between two the first."""
+    change_options(out, "smoke-noaug-pairing-gan-seed0", batch_size=8)
+    shutil.rmtree(out / "runs" / "smoke-noaug-ms-gan-r1-seed2")
+    change_options(out, "smoke-noaug-ms-gan-r1-seed1", ema_kimg=7)
+    table3 = table(out, "table3")
+    assert [[run.seed for run in row.runs] for row in table3.rows] == [[0, 1, 2], [1, 2], [0]]
+    assert "Left out: smoke-noaug-pairing-gan-seed0 has other settings than smoke-noaug-pairing-gan-seed1 (batch_size 8 instead of 32)" in table3.note
+    assert "Left out: smoke-noaug-ms-gan-r1-seed1 has other settings than smoke-noaug-ms-gan-r1-seed0 (ema_kimg 7 " in table3.note
+    assert "Left out" not in table(out, "table4").note
+
+
+def test_a_run_of_another_method_is_left_out_of_the_row(out):
+    shutil.copy(run_folder(out, "smoke-noaug-stylegan2-seed1") / "training_options.json", run_folder(out, "smoke-noaug-pairing-gan-seed1"))
+    table3 = table(out, "table3")
+    assert [len(row.runs) for row in table3.rows] == [3, 2, 3] and "Left out: smoke-noaug-pairing-gan-seed1 is a run of StyleGAN2." in table3.note
+
+
+def test_where_and_how_long_a_run_was_made_is_no_setting(out):
+    change_options(out, "smoke-noaug-pairing-gan-seed0", device="elsewhere", total_kimg=9)
+    assert [len(row.runs) for row in table(out, "table3").rows] == [3, 3, 3]
+
+
+def test_a_torn_line_is_no_line(out):
+    path = run_folder(out, "smoke-noaug-stylegan2-seed1") / "metric-prdc10k5_embedded.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    for text, seeds in ((lines[0] + lines[1] + b'{"resul', 3), (lines[0] + lines[1][:20], 2), (lines[0][:20], 2)):
+        path.write_bytes(text)
+        assert len(table(out, "table3").rows[0].runs) == seeds
+
+
 def test_figures_of_different_protocols_are_not_averaged(out):
     path = run_folder(out, "smoke-noaug-stylegan2-seed1") / "metric-prdc10k5_embedded.jsonl"
     path.write_text(path.read_text().replace('"detector": "embedded"', '"detector": "other"'))

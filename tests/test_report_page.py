@@ -1,6 +1,7 @@
 """The report: one file that loads nothing, is well formed, cannot be broken by what runs are called, and says the numbers that the data hold."""
 
 import base64
+import dataclasses
 import html.parser
 import json
 import re
@@ -175,6 +176,13 @@ def test_a_short_budget_is_not_passed_off_for_the_published_one(tmp_path):
     assert "paper" not in own.text.lower()
 
 
+def test_the_length_is_where_the_figures_were_taken(tmp_path):
+    runs = write_runs(tmp_path / "runs", seeds=1)
+    table = make_table(runs)
+    rows = tuple(dataclasses.replace(row, kimg=kimg) for row, kimg in zip(table.rows, (20, 40), strict=True))
+    assert "length 20 to 40 kimg" in read(make_page([dataclasses.replace(table, rows=rows)], [], tmp_path)).text
+
+
 def test_the_verdict_and_claims_are_told(example):
     text = read(example[0]).text
     assert "Of 3 claims under the short budget, C4 holds, C5 does not hold and C4b is undecided." in text
@@ -230,12 +238,13 @@ def test_a_page_tells_names_of_files_and_no_folders_of_the_machine(tmp_path):
 
 def test_damaged_files_are_told_and_cost_nothing_else(tmp_path):
     runs = [write_run(tmp_path / name, name, 0, number) for number, name in enumerate(("good", "torn"))]
-    with open(runs[1].path / "metric-fid10k_embedded.jsonl", "a") as handle:
-        handle.write('{"results": ')
+    for run, ending in zip(runs, ("", "\n")):  # a torn last line is written over, any other stays
+        with open(run.path / "metric-fid10k_embedded.jsonl", "a") as handle:
+            handle.write('{"results": ' + ending)
     (runs[1].path / "fakes000020.png").write_bytes((runs[1].path / "fakes000020.png").read_bytes()[:200])
     path = make_page([], runs, tmp_path / "out")
     page = read(path)
-    assert "left out of the charts" in page.text and "fakes000020.png is left out" in page.text
+    assert page.text.count("left out of the charts") == 1 and "torn are left out of the charts" in page.text and "fakes000020.png is left out" in page.text
     assert sum("data-kimg" in attributes for attributes in page.all("img")) == 2 * len(KIMG) - 1
 
 
