@@ -6,21 +6,21 @@ import dataclasses
 import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dnnlib import UserError
 from dnnlib.json_files import read_json_lines
 from experiments.images.budgets import BUDGETS, Budget, find_budget
 from experiments.images.claims import CLAIMS, Verdict, at_stage, judge
+from experiments.images.commands import difference
 from experiments.images.experiments import ImageExperiment, Row, choose
 from experiments.images.methods import recognise
-from experiments.images.commands import difference
 from experiments.images.plan import RUNS, read_plans, run_key
 from experiments.images.run_state import read_options, run_folders
 from experiments.paper.checks import Rows
 from metrics.registry import parse_metrics
-from metrics.runs import SEED, Run, check_protocols, load_runs
+from metrics.runs import Group, Run, check_protocols, load_runs
 from training.run_files import RunDir
 
 
@@ -181,12 +181,13 @@ class _Loader:
             if run is not None and run.method != row.method:
                 self._runs[key], self._odd[key] = None, f"is a run of {run.method}"
             elif run is not None:
-                options[key] = {name: value for name, value in read_options(run.path).items() if name != SEED}
-        alike = {key: [other for other in options if not difference(options[other], options[key])] for key in options}
+                options[key] = read_options(run.path)
+        alike = {key: [other for other in options if not difference(options[other], options[key], as_planned=False)] for key in options}
         model = max(alike, key=lambda key: len(alike[key]), default=None)  # of equally many those of the first seed
         for key in options:
             if key not in alike[model]:
-                self._runs[key], self._odd[key] = None, f"has other settings than {model} ({difference(options[key], options[model])})"
+                changed = difference(options[key], options[model], as_planned=False)
+                self._runs[key], self._odd[key] = None, f"has other settings than {model} ({changed})"
 
     def _kimg(self, row: Row) -> int:
         return self.budget.regimes[self.budget.setting(row.setting)].all_marks[row.mark]
@@ -218,14 +219,26 @@ class _Loader:
         wanted = {row.method: row for row in experiment.rows if row.method in CLAIMS[name].methods}
         seeds = [seed for seed in range(self.seeds) if all(self._has_end(row, seed, columns) for row in wanted.values())]
         runs = {method: [self._run(row, seed) for seed in seeds] for method, row in wanted.items()}
-        stages = _common_stages([run.figures.get(self.budget.figure("precision"), {}) for own in runs.values() for run in own])
         rows: Rows = {method: {} for method in wanted}
         for method, own in runs.items():
             for column in columns:
-                figure = self.budget.figure(column)
                 rows[method][column] = [self._values(run, wanted[method], columns)[column] for run in own]
-                rows[method] |= {at_stage(column, kimg): [run.figures[figure].get(kimg, math.nan) for run in own] for kimg in stages}
-        return judge(name, rows, stages)
+        return judge(name, rows, self._add_stages(rows, runs, columns))
+
+    def _add_stages(self, rows: Rows, runs: Mapping[str, Sequence[RunResult]], columns: Sequence[str]) -> list[int]:
+        """Adds the figures at all stages that the runs share, the untrained start left out, to `rows`. Returns the stages."""
+        paths = [run.path for own in runs.values() for run in own]
+        if not paths:
+            return []
+        loaded = {run.path: run for run in load_runs(paths)}
+        figures = [self.budget.figure(column) for column in columns]
+        bands = Group("", tuple(loaded[path] for path in paths)).bands(*figures)
+        for column, band in zip(columns, bands):
+            for place, kimg in enumerate(band.kimg.tolist()):
+                values = iter(band.values[:, place].tolist())
+                for method, own in runs.items():
+                    rows[method][at_stage(column, kimg)] = [next(values) for _ in own]
+        return [kimg for kimg in bands[0].kimg.tolist() if kimg > 0]
 
     def _has_end(self, row: Row, seed: int, columns: Sequence[str]) -> bool:
         run = self._run(row, seed)
@@ -258,11 +271,6 @@ class _Loader:
 
 def _of(figures: dict[str, float], columns: Sequence[str]) -> dict[str, float]:
     return {column: figures[column] for column in columns if column in figures}
-
-
-def _common_stages(points: Sequence[dict[int, float]]) -> list[int]:
-    """kimg that all have, without the untrained start."""
-    return sorted(kimg for kimg in set.intersection(*map(set, points)) if kimg > 0) if points else []
 
 
 def _origin(path: pathlib.Path) -> tuple[str, str]:

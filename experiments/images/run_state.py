@@ -14,6 +14,7 @@ from experiments.images.commands import difference, same_data
 from metrics.registry import parse_metrics
 from training.run_files import OPTIONS_FILE, RunDir
 
+RUN_FOLDER = re.compile(r"\d{5}-")  # how the names of train.py's run folders begin
 SHEET_STEM = "look"  # of the files of `calc_metrics.py show` in a run folder
 SHEET, SHEET_NUMBERS = f"{SHEET_STEM}-uncovered.png", f"{SHEET_STEM}.json"
 
@@ -53,7 +54,7 @@ class RunState:
 
 def run_folders(parent: pathlib.Path) -> list[pathlib.Path]:
     """Run folders of train.py in a folder, by number; those that were never filled are passed over."""
-    found = [path for path in parent.glob("*") if re.match(r"\d{5}-", path.name) and (path / OPTIONS_FILE).is_file()] if parent.is_dir() else []
+    found = [path for path in parent.glob("*") if RUN_FOLDER.match(path.name) and (path / OPTIONS_FILE).is_file()] if parent.is_dir() else []
     return sorted(found)
 
 

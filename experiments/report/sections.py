@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dnnlib.format import format_time
-from dnnlib.json_files import parse_json
+from dnnlib.json_files import read_json_lines
 from experiments.report.charts import curve_chart, plane_chart, style
 from experiments.report.figures import title_of
 from experiments.report.markup import NONE, Markup, count, element, join, row_head, scroll_box, table_of
@@ -161,15 +161,26 @@ def _time(seconds: float | None) -> str:
 
 
 def _measuring(run: pathlib.Path) -> float | None:
-    """Seconds that the measurements of a run took; metrics that were measured in one pass each count their own."""
-    total = 0.0
+    """Seconds that the measurements of a run took. Metrics that share a pass each say its time: of those it counts once, the longest."""
+    found: dict[str, list[tuple[float, float]]] = {}
     for path in run.glob("metric-*.jsonl"):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                total += float(parse_json(text)["total_time"])
-            except (ValueError, KeyError, TypeError):
-                continue
-    return total or None
+        for line in read_json_lines(path):
+            taken, when = line.get("total_time"), line.get("timestamp", math.nan)
+            if isinstance(taken, int | float) and isinstance(when, int | float):
+                found.setdefault(str(line.get("snapshot_pkl")), []).append((when, taken))
+    return sum(map(_one_by_one, found.values())) or None
+
+
+def _one_by_one(lines: Sequence[tuple[float, float]]) -> float:
+    """Seconds in all of (end, duration), those that overlap taken for one; of an end that is not known (NaN) nothing overlaps."""
+    total, last_end, longest = 0.0, -math.inf, 0.0
+    for end, taken in sorted(lines):
+        if end - last_end <= max(taken, longest):
+            longest = max(longest, taken)
+        else:
+            total, longest = total + longest, taken
+        last_end = end
+    return total + longest
 
 
 def _device(run: pathlib.Path) -> str:
