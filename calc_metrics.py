@@ -406,7 +406,8 @@ def show(**options: Any) -> None:
     how = PassOptions(opts.batch, opts.run_on, workers=3)
     features = [side.collect({wants[role]: detector}, how)[wants[role]]["rows"] for role, side in sides.items()]
     images = [Images(side, wants[role]) for role, side in sides.items()]
-    for path in make_sheets(*images, *features, k=opts.nearest_k, out=pathlib.Path(opts.out), count=opts.count, device=opts.run_on):
+    made_by = {"fake_name": pathlib.PurePath(opts.fake).name, "device": opts.run_on}
+    for path in make_sheets(*images, *features, k=opts.nearest_k, out=pathlib.Path(opts.out), count=opts.count, **made_by):
         print(path)
 
 

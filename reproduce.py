@@ -274,7 +274,7 @@ def write_page(runs: tuple[pathlib.Path, ...], out: pathlib.Path) -> None:
     for table in tables:
         for verdict in table.claims:
             word = {True: "holds", False: "does not hold", None: "undecided"}[verdict.holds]
-            click.echo(f"{table.name}, {table.budget.partition(':')[0]} budget: {verdict.id} {word}. {verdict.statement} {verdict.text}")
+            click.echo(f"{table.name}, {table.budget_name} budget: {verdict.id} {word}. {verdict.statement} {verdict.text}")
     click.echo(make_page(tables, [load_run(path) for path in runs], out))
 
 

@@ -126,7 +126,7 @@ def _nearest(measured: Sequence[int], kimg: int) -> int | None:
 
 
 def load_runs(paths: Iterable[pathlib.Path | str]) -> list[Run]:
-    """Reads run directories; of repeated measurements of a snapshot the last in the file counts.
+    """Reads run directories; of repeated measurements of a snapshot the last in the file counts, and a last line that was torn does not.
 
     Args:
         paths: folders with metric-*.jsonl, and training_options.json where settings are to be known; repetitions are dropped.
@@ -159,9 +159,10 @@ def _read_lines(path: pathlib.Path, found: dict[str, dict[int, Point]]) -> None:
     """Adds the points of one metric-*.jsonl to `found`."""
     metric = path.stem.removeprefix("metric-")
     try:
-        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    lines = data.removesuffix(b"\n").split(b"\n")
     for number, text in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         try:
@@ -172,6 +173,8 @@ def _read_lines(path: pathlib.Path, found: dict[str, dict[int, Point]]) -> None:
             if not all(map(math.isfinite, values.values())) or not isinstance(protocol, (dict, type(None))):
                 raise ValueError("a value that is not finite, or a protocol that is no table")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            if number == len(lines) and not data.endswith(b"\n"):  # torn by a kill: whoever measures next writes in its place
+                continue
             raise UserError(f"{where}, is no whole metric line of a snapshot; remove that line or measure again") from error
         for figure, value in values.items():
             found.setdefault(figure, {})[kimg] = Point(value, metric, protocol, where)

@@ -180,6 +180,7 @@ def make_sheets(
     out: pathlib.Path | str,
     count: int = 24,
     device: torch.device | str | None = None,
+    fake_name: str = "",
 ) -> list[pathlib.Path]:
     """Writes three labelled sheets of image pairs and a JSON file with their numbers.
 
@@ -190,6 +191,7 @@ def make_sheets(
         out: the files' common beginning; a suffix .png or .json is dropped. The folder is created.
         count: pairs per sheet at most. Of images that are nearer to one shown than to any of the other side, that one is enough.
         device: where distances are computed; default is the device of `real_features`.
+        fake_name: what made the generated images, for the JSON file.
 
     Returns:
         The paths of STEM-uncovered.png, STEM-outside.png, STEM-copies.png and STEM.json.
@@ -217,7 +219,7 @@ def make_sheets(
         written.append(stem.with_name(f"{stem.name}-{name}.png"))
         draw_sheet(cells, _heading(name, found), written[-1])
     written.append(stem.with_name(stem.name + ".json"))
-    atomic_write_text(written[-1], json.dumps(_as_json(found, looks, k), indent=1) + "\n")
+    atomic_write_text(written[-1], json.dumps({"fake": fake_name, **_as_json(found, looks, k)}, indent=1) + "\n")
     return written
 
 

@@ -57,6 +57,7 @@ MEASURE = (
 if sys.argv[1] == "show":
     note("look", pathlib.Path(given["fake"]).parent.parent.name)
     pathlib.Path(given["out"] + "-uncovered.png").write_text("")
+    pathlib.Path(given["out"] + ".json").write_text(json.dumps({"fake": pathlib.Path(given["fake"]).name}))
     sys.exit()
 run = pathlib.Path(given["network"])
 key = run.parent.name

@@ -73,8 +73,9 @@ def make_table(runs, name="table3", budget="short: 60 kimg", claims=(), paper=PA
         for column, figure in zip(COLUMNS, FIGURES):
             ends = [run.figures[figure][KIMG[-1]] for run in own]
             ours[column] = statistics.fmean(ends), statistics.stdev(ends) if len(ends) > 1 else float("nan")
-        rows.append(TableRow(method, own, ours, dict(paper)))
-    return TableResult(name, "Table 3: CIFAR-10 without augmentation.", budget, "embedded", COLUMNS, tuple(rows), tuple(claims), "A note.")
+        rows.append(TableRow(method, KIMG[-1], own, ours, dict(paper)))
+    title, budget_name = "Table 3: CIFAR-10 without augmentation.", budget.partition(":")[0]
+    return TableResult(name, title, budget_name, budget, "embedded", COLUMNS, tuple(rows), tuple(claims), "A note.")
 
 
 CLAIMS = (

@@ -10,7 +10,7 @@ from image_plans import smoke_plan
 
 from dnnlib import UserError
 from experiments.images import show, speed
-from experiments.images.adopt import adopt
+from experiments.images.adopt import _counterpart, adopt
 from experiments.images.budgets import BUDGETS
 from experiments.images.claims import CLAIMS
 from experiments.images.commands import configuration, difference, inspect_data
@@ -18,7 +18,7 @@ from experiments.images.disk import needed_bytes
 from experiments.images.experiments import EXPERIMENTS, choose
 from experiments.images.methods import METHODS, recognise
 from experiments.images.plan import Choice, make_plan, read_plans, remember_plan, run_key
-from experiments.images.run_state import SHEET
+from experiments.images.run_state import SHEET, SHEET_NUMBERS
 from experiments.images.speed import Speed, cost_class, schedule
 from experiments.paper import numbers
 from experiments.paper.toy_experiments import EXPERIMENTS as TOY_EXPERIMENTS
@@ -179,7 +179,9 @@ def test_a_run_is_found_by_its_files(plan):
     (folder / "metric-prdc10k5_embedded.jsonl").write_text("\n".join(lines))
     assert not run.look().is_measured
     (folder / SHEET).touch()
-    assert run.look().is_measured
+    for name, looked_at in ((None, False), ("network-snapshot-000000.safetensors", False), (f"network-snapshot-{run.kimg:06d}.safetensors", True)):
+        (folder / SHEET_NUMBERS).write_text(json.dumps({"fake": name}))
+        assert run.look().is_measured == looked_at
     (folder / f"network-snapshot-{run.kimg:06d}.safetensors").unlink()
     (folder / "training-state-000000.pt").write_text("")
     assert str(run.look()) == "partial at 0 kimg"
@@ -243,6 +245,22 @@ def test_runs_that_fit_are_adopted(plan, tmp_path, copy):
 
 def test_a_run_of_a_further_seed_is_adopted(plan, tmp_path):
     assert adopt([by_hand(plan, tmp_path, random_seed=4)], plan.choice)[0].seed == 4
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_folder_of_any_name_is_adopted(plan, tmp_path, copy):
+    named = by_hand(plan, tmp_path).rename(tmp_path / "my best run")
+    (run,) = adopt([named], plan.choice, copy)
+    assert run.look().finished and run.look().path.name == "00000-my best run"
+
+
+@pytest.mark.parametrize(("reached", "taken"), [(7, 1), (10, 0), (1, 1)])
+def test_a_run_is_adopted_for_the_longest_plan_that_it_is_finished_for(plan, tmp_path, reached, taken):
+    short = plan.runs[0]
+    long = dataclasses.replace(short, key="longer", kimg=10, parent=tmp_path / "longer")
+    hand = by_hand(plan, tmp_path, total_kimg=reached)
+    (hand / f"network-snapshot-{reached:06d}.safetensors").write_text("")
+    assert _counterpart(hand, dataclasses.replace(plan, runs=(short, long))) is (long, short)[taken]
 
 
 def test_a_longer_run_is_adopted(plan, tmp_path):

@@ -107,6 +107,18 @@ def test_a_plan_of_longer_runs_takes_the_shorter_ones_further(plan, scripts):
     assert plan.runs[0].look().is_measured  # a longer run holds a shorter one
 
 
+def test_sheets_of_an_end_that_is_none_any_more_are_drawn_again(plan, scripts):
+    """A run that train.py took further has sheets of a snapshot before its last."""
+    run_plan(plan, How(workers=2))
+    run = plan.runs[0]
+    folder = run.look().path
+    (folder / "network-snapshot-000002.safetensors").write_text("")
+    (scripts / "calls.txt").unlink()
+    assert str(run.look()) == "finished, 2 of 3 snapshots measured, sheets missing"
+    assert run_plan(plan, How(workers=1)) == [] and calls(scripts) == [("measure", run.key), ("look", run.key)]
+    assert json.loads((folder / "look.json").read_text())["fake"] == "network-snapshot-000002.safetensors"
+
+
 def test_a_failure_is_kept_apart_and_told(plan, scripts):
     broken = plan.runs[0]
     (scripts / f"fail-{broken.key}").touch()
@@ -116,6 +128,41 @@ def test_a_failure_is_kept_apart_and_told(plan, scripts):
     (scripts / f"fail-{broken.key}").unlink()
     assert run_plan(plan, How(workers=2)) == []
     assert calls(scripts)[-3:] == [("continue", broken.key), ("measure", broken.key), ("look", broken.key)]
+
+
+def test_a_file_that_cannot_be_written_fails_one_run_alone(plan, scripts):
+    broken = plan.runs[0]
+    (broken.parent / "output.txt").mkdir(parents=True)
+    (failure,) = run_plan(plan, How(workers=2))
+    assert failure.key == broken.key and "output.txt: Is a directory" in failure.error
+    assert [run.look().is_measured for run in plan.runs] == [False, True, True]
+
+
+@pytest.mark.parametrize("error", [OSError("no room"), UserError("damaged"), KeyError("mean"), TypeError("no number")])
+def test_a_speed_that_cannot_be_kept_ends_no_plan(plan, scripts, monkeypatch, capsys, error):
+    def learn(*_):
+        raise error
+
+    monkeypatch.setattr(Speed, "learn", learn)
+    assert run_plan(plan, How(workers=2)) == []
+    assert capsys.readouterr().out.count("is not kept") == len(plan.runs)
+
+
+def test_measuring_alone_teaches_no_speed(plan, scripts):
+    run_plan(plan, How(workers=2))
+    (plan.choice.out / "speed.json").unlink()
+    (plan.runs[0].look().path / "metric-prdc10k5_embedded.jsonl").unlink()
+    assert run_plan(plan, How(workers=2)) == [] and not (plan.choice.out / "speed.json").exists()
+
+
+def test_a_guard_that_is_terminated_says_so():
+    """Its standard input is the leash of who started it."""
+    command = [sys.executable, "-m", "experiments.images.guard", sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"]
+    for end in (lambda guard: guard.terminate(), lambda guard: guard.stdin.close()):
+        guard = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        guard.stdout.readline()
+        end(guard)
+        assert guard.wait(30) == 128 + signal.SIGTERM
 
 
 def test_a_run_of_other_settings_is_refused_before_anything_starts(plan, scripts):

@@ -1,6 +1,6 @@
 """The report: one file that loads nothing, is well formed, cannot be broken by what runs are called, and says the numbers that the data hold."""
 
-import base64
+import dataclasses
 import html.parser
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 from report_runs import CLAIMS, COLUMNS, FIGURES, KIMG, PAPER, make_table, make_values, write_run, write_runs
 
 from dnnlib import UserError
-from experiments.report import axes, samples
+from experiments.report import axes
 from experiments.report.figures import kind_of
 from experiments.report.markup import VOID, Markup, element, join, number, with_spread
 from experiments.report.page import HTML_FILE, JSON_FILE, MARKDOWN_FILE, make_page
@@ -174,6 +174,26 @@ def test_a_short_budget_is_not_passed_off_for_the_published_one(tmp_path):
     assert "paper" not in own.text.lower()
 
 
+@pytest.mark.parametrize(("apart", "said"), [(None, "20s"), (1.0, "10s"), (100.0, "20s")])
+def test_metrics_of_one_pass_count_once(tmp_path, apart, said):
+    """Four snapshots, two metrics of 2.5 seconds each."""
+    run = write_run(tmp_path / "run", "a", 0)
+    for which, path in enumerate(sorted(run.path.glob("metric-*.jsonl"))):
+        lines = [json.loads(text) for text in path.read_text().splitlines()]
+        lines = [line if apart is None else line | {"timestamp": 1000.0 * place + apart * which} for place, line in enumerate(lines)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    make_page([], [run], tmp_path)
+    (row,) = [row for row in cells_of(tmp_path / HTML_FILE, "numbers cost") if row[0] == "a"]
+    assert row[5] == said
+
+
+def test_the_length_is_where_the_figures_were_taken(tmp_path):
+    runs = write_runs(tmp_path / "runs", seeds=1)
+    table = make_table(runs)
+    rows = tuple(dataclasses.replace(row, kimg=kimg) for row, kimg in zip(table.rows, (20, 40), strict=True))
+    assert "length 20 to 40 kimg" in read(make_page([dataclasses.replace(table, rows=rows)], [], tmp_path)).text
+
+
 def test_the_verdict_and_claims_are_told(example):
     text = read(example[0]).text
     assert "Of 3 claims under the short budget, C4 holds, C5 does not hold and C4b is undecided." in text
@@ -229,12 +249,14 @@ def test_a_page_tells_names_of_files_and_no_folders_of_the_machine(tmp_path):
 
 def test_damaged_files_are_told_and_cost_nothing_else(tmp_path):
     runs = [write_run(tmp_path / name, name, 0, number) for number, name in enumerate(("good", "torn"))]
-    with open(runs[1].path / "metric-fid10k_embedded.jsonl", "a") as handle:
-        handle.write('{"results": ')
+    for run, ending in zip(runs, ("", "\n")):  # a torn last line is written over, any other stays
+        with open(run.path / "metric-fid10k_embedded.jsonl", "a") as handle:
+            handle.write('{"results": ' + ending)
     (runs[1].path / "fakes000020.png").write_bytes((runs[1].path / "fakes000020.png").read_bytes()[:200])
     path = make_page([], runs, tmp_path / "out")
     page = read(path)
-    assert "left out of the charts" in page.text and "fakes000020.png is left out" in page.text
+    assert page.text.count("left out of the charts") == 1 and "torn are left out of the charts" in page.text
+    assert "fakes000020.png is left out" in page.text
     assert sum("data-kimg" in attributes for attributes in page.all("img")) == 2 * len(KIMG) - 1
 
 
@@ -325,6 +347,9 @@ def test_signals_of_a_training_are_drawn_with_its_seeds(tmp_path):
     assert band.kimg[-1] == 199 and np.array_equal(band.mean, 1.5 * band.kimg)
     page = read(make_page([], runs, tmp_path / "out"))
     assert "Inside the training: pairing accuracy, D's score of real images" in page.text
+    html = (tmp_path / "out" / HTML_FILE).read_text(encoding="utf-8")
+    inside = html[html.index("Inside the training") :].partition("</details>")[0]
+    assert inside.count('class="leg"') == 3 and "<title>" not in inside and "data-at" not in inside
 
 
 def test_a_run_that_says_nothing_has_no_signals(tmp_path):
@@ -338,28 +363,12 @@ def test_runs_of_tables_come_first_and_once(tmp_path):
     assert [run.method for run in collect([make_table(runs), make_table(runs)], [extra, runs[0]])] == ["StyleGAN2", "Pairing-GAN", "own"]
 
 
-def test_pictures_fit_the_room_they_are_given(tmp_path):
-    (study,), _ = find_studies(write_runs(tmp_path))
-    (gallery,) = samples.make_galleries([study], [])
-    size = 10**9
-    for _ in range(6):
-        samples.encode(gallery.pictures, limit := int(size * 0.96))
-        size = sum(len(base64.b64decode(picture.source.partition(",")[2])) for picture in gallery.pictures)
-        assert 0 < size <= limit
-
-
-def test_few_snapshots_of_many_are_shown_the_ends_among_them(tmp_path):
-    run = write_run(tmp_path / "run", "a", 0, kimg=range(0, 400, 10))
-    (study,), _ = find_studies([run])
-    (gallery,) = samples.make_galleries([study], [])
-    shown = [picture.kimg for picture in next(iter(gallery.samples.values()))]
-    assert len(shown) == samples.MOST_SNAPSHOTS and shown[0] == 0 and shown[-1] == 390 and np.ptp(np.diff(shown)) <= 10
-
-
-def test_blocks_are_whole_cells_of_the_sheet(tmp_path):
-    (study,), _ = find_studies([write_run(tmp_path / "run", "a", 0)])
-    (gallery,) = samples.make_galleries([study], [])
-    assert gallery.reals[0].image.size == (8 * 16, 6 * 16) and "6 rows of 8 images, a class per row" in gallery.reals[0].alt
+def test_options_that_all_runs_share_are_told_once(tmp_path):
+    runs = [write_run(tmp_path / "runs" / name, name, 0, number, options={"shared": "the same", "other": name}) for number, name in enumerate("ab")]
+    path = make_page([], runs, tmp_path)
+    html = path.read_text(encoding="utf-8")
+    assert html.count("the same") == 1 and html.count('<tr class="differs"><th scope="row">other</th>') == 2
+    assert "Options that all runs of this page share" in read(path).text
 
 
 def test_markup_escapes_all_but_itself():

@@ -142,9 +142,9 @@ def test_sheets_show_the_pairs_of_the_json_and_load_no_other_image(tmp_path):
 
 def test_a_sheet_without_pairs_says_so_and_is_written(tmp_path):
     real, _ = clouds()
-    written = show.make_sheets(Pictures(60), Pictures(60), real, real.copy(), out=tmp_path / "x")
+    written = show.make_sheets(Pictures(60), Pictures(60), real, real.copy(), out=tmp_path / "x", fake_name="net.safetensors")
     record = json.loads(written[-1].read_text())
-    assert record["uncovered"] == record["outside"] == [] and record["num_uncovered"] == 0
+    assert record["uncovered"] == record["outside"] == [] and record["num_uncovered"] == 0 and record["fake"] == "net.safetensors"
     assert all(path.is_file() for path in written)
 
 

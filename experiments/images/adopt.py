@@ -9,7 +9,7 @@ from dnnlib import UserError
 from experiments.images.folder_lock import hold
 from experiments.images.methods import METHODS, recognise
 from experiments.images.plan import Choice, Plan, PlannedRun, make_plan
-from experiments.images.run_state import look_at, read_options, run_folders, settings_difference
+from experiments.images.run_state import RUN_FOLDER, look_at, read_options, run_folders, settings_difference
 
 
 def adopt(paths: list[pathlib.Path], choice: Choice, copy: bool = False) -> list[PlannedRun]:
@@ -58,15 +58,16 @@ def _counterpart(folder: pathlib.Path, plan: Plan) -> PlannedRun:
         known = ", ".join(dict.fromkeys(run.method for run in plan.runs))
         of = "is not in this plan" if method in METHODS else "is no method of this project"
         raise UserError(f"{folder}: {method} {of}, which has {known}")
-    candidates.sort(key=lambda run: abs(run.kimg - int(options.get("total_kimg", 0))))  # plans may want a method at several lengths
+    candidates.sort(key=lambda run: run.kimg, reverse=True)  # plans may want a method at several lengths: the longest that it is finished for
     differences = [(settings_difference(options, run.options), run) for run in candidates]
-    for changed, run in differences:
-        if not changed:
-            state = look_at(folder, run.kimg, run.metrics, run.detector)
-            if not state.finished:
-                raise UserError(f"{folder} is not finished: {state.kimg} of {run.kimg} kimg; finish it with train.py --continue-run first")
+    fitting = [(look_at(folder, run.kimg, run.metrics, run.detector), run) for changed, run in differences if not changed]
+    for state, run in fitting:
+        if state.finished:
             return run
-    changed, run = differences[0]
+    if fitting:
+        state, run = fitting[-1]
+        raise UserError(f"{folder} is not finished: {state.kimg} of {run.kimg} kimg; finish it with train.py --continue-run first")
+    changed, run = min(differences, key=lambda found: abs(found[1].kimg - int(options.get("total_kimg", 0))))
     raise UserError(f"{folder} is not {run.key}: {changed}")
 
 
@@ -78,7 +79,8 @@ def _take(folder: pathlib.Path, run: PlannedRun, copy: bool) -> None:
         raise UserError(f"{run.parent} holds {there[0].name} already; move it away to take {folder}")
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
-        target = run.parent / folder.resolve().name
+        name = folder.resolve().name
+        target = run.parent / (name if RUN_FOLDER.match(name) else f"00000-{name}")  # as train.py names them, and as they are looked for
         if copy:
             shutil.copytree(folder, target)
         else:

@@ -11,6 +11,7 @@ import click
 import torch
 
 from dnnlib import EasyDict, UserError
+from metrics.runs import SEED
 from training import config
 from training.dataset import ImageFolderDataset
 from training.options import Options, add_options
@@ -48,9 +49,13 @@ def configuration(arguments: Sequence[str], data: config.DataInfo) -> EasyDict:
     return config.resolve(options, typed, data, device)
 
 
-def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The first setting in which two configurations differ, as "batch_size 32 instead of 64"; empty if what is trained is the same."""
-    for name, old, new in config.differences(found, wanted, UNPLANNED):
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], as_planned: bool = True) -> str:
+    """The first setting in which two configurations differ, as "batch_size 32 instead of 64"; empty if what is trained is the same.
+
+    Args:
+        as_planned: whether seeds, that of a subset included, and the spacing of snapshots count.
+    """
+    for name, old, new in config.differences(found, wanted, UNPLANNED if as_planned else config.PLACE | {SEED}):
         return f"{name} {_in_words(old)} instead of {_in_words(new)}"
     return ""
 

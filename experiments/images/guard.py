@@ -16,6 +16,7 @@ import threading
 import psutil
 
 GRACE_SECONDS = 30  # for a training to write a state and leave
+TERMINATED = 128 + signal.SIGTERM
 
 
 def end_tree(pid: int) -> None:
@@ -33,10 +34,12 @@ def end_tree(pid: int) -> None:
 
 
 def main(command: list[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command; returns its exit code, or that of a terminated one if it was ended from here."""
+    ended = threading.Event()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
     def end(*_) -> None:
+        ended.set()
         end_tree(child.pid)
 
     def watch() -> None:
@@ -47,6 +50,8 @@ def main(command: list[str]) -> int:
     signal.signal(signal.SIGTERM, end)
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
+    if ended.is_set():  # who waits for the tree takes its code away, and what is left reads as 0
+        return TERMINATED
     return code if code >= 0 else 128 - code
 
 

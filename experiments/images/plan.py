@@ -14,10 +14,11 @@ from experiments.images.budgets import Budget, find_budget
 from experiments.images.commands import configuration, inspect_data
 from experiments.images.experiments import ImageExperiment, choose
 from experiments.images.methods import HALF, METHODS, R1_WEIGHT, Method
-from experiments.images.run_state import SHEET, RunState, look
+from experiments.images.run_state import RunState, look, sheet_snapshot
 from training.config import DataInfo
 from training.dataset_sources import DIGITS, open_source
 from training.dataset_writer import convert_dataset, make_transform
+from training.run_files import RunDir
 
 PLAN_FILE = "plan.json"
 RUNS = "runs"
@@ -91,7 +92,9 @@ class PlannedRun:
     def look(self) -> RunState:
         """What exists of it. Raises UserError if its folder holds a run with other settings."""
         state = look(self.parent, self.options, self.metrics, self.detector)
-        return dataclasses.replace(state, looked_at=not self.looking or (state.path is not None and (state.path / SHEET).is_file()))
+        if not self.looking or not state.finished:
+            return dataclasses.replace(state, looked_at=not self.looking)
+        return dataclasses.replace(state, looked_at=sheet_snapshot(state.path) == RunDir(state.path).snapshot(state.kimg).name)
 
 
 @dataclasses.dataclass(frozen=True)

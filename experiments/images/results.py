@@ -6,20 +6,21 @@ import dataclasses
 import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dnnlib import UserError
 from dnnlib.json_files import read_json_lines
 from experiments.images.budgets import BUDGETS, Budget, find_budget
 from experiments.images.claims import CLAIMS, Verdict, at_stage, judge
+from experiments.images.commands import difference
 from experiments.images.experiments import ImageExperiment, Row, choose
 from experiments.images.methods import recognise
 from experiments.images.plan import RUNS, read_plans, run_key
 from experiments.images.run_state import read_options, run_folders
 from experiments.paper.checks import Rows
 from metrics.registry import parse_metrics
-from metrics.runs import Run, check_protocols, load_runs
+from metrics.runs import Group, Run, check_protocols, load_runs
 from training.run_files import RunDir
 
 
@@ -55,12 +56,14 @@ class TableRow:
 
     Attributes:
         method: name of the row.
-        runs: those that were measured where the row looks, by seed.
+        kimg: where the row looks; 0 for published figures alone.
+        runs: those that were measured there, by seed.
         ours: column -> (mean, sample standard deviation; NaN for one run); without columns that no run has.
         paper: column -> published figure.
     """
 
     method: str
+    kimg: int
     runs: tuple[RunResult, ...]
     ours: dict[str, tuple[float, float]]
     paper: dict[str, float]
@@ -73,7 +76,8 @@ class TableResult:
     Attributes:
         name: as on the command line.
         title: one sentence.
-        budget: its name and what it is in short.
+        budget_name: name of the budget; empty for none.
+        budget: what the budget is in short, its name included.
         detector: detectors that looked, as the protocols say.
         columns: in order.
         rows: in order; those without runs too.
@@ -83,6 +87,7 @@ class TableResult:
 
     name: str
     title: str
+    budget_name: str
     budget: str
     detector: str
     columns: tuple[str, ...]
@@ -105,7 +110,8 @@ def load_run(path: pathlib.Path) -> RunResult:
 
 def _load_run(path: pathlib.Path) -> RunResult:
     options = read_options(path)
-    measured = load_runs([path])[0] if any(path.glob("metric-*.jsonl")) else Run(path, None, None, {})
+    whole = any(b"\n" in file.read_bytes() for file in path.glob("metric-*.jsonl"))  # a first line may have been torn
+    measured = load_runs([path])[0] if whole else Run(path, None, None, {})
     figures = {figure: {kimg: point.value for kimg, point in points.items()} for figure, points in measured.points.items()}
     protocols = {figure: list(points.values())[-1].protocol or {} for figure, points in measured.points.items()}
     budget, setting = _origin(path)
@@ -143,6 +149,7 @@ class _Loader:
     def __init__(self, out: pathlib.Path, budget: Budget, seeds: int, data: str):
         self.out, self.budget, self.seeds, self.data = out, budget, seeds, data
         self._runs: dict[str, RunResult | None] = {}
+        self._odd: dict[str, str] = {}  # key of a run that is no part of its row -> why
 
     def table(self, experiment: ImageExperiment) -> TableResult:
         """One experiment's table."""
@@ -152,22 +159,42 @@ class _Loader:
         check_protocols(load_runs([run.path for run in runs]) if runs else [])
         verdicts = tuple(self._verdict(name, experiment, columns) for name in experiment.claims)
         note = self._note(experiment, rows)
-        return TableResult(experiment.name, experiment.title, self.budget.title, self._detector(runs), columns, rows, verdicts, note)
+        budget = self.budget
+        return TableResult(experiment.name, experiment.title, budget.name, budget.title, self._detector(runs), columns, rows, verdicts, note)
 
     def _run(self, row: Row, seed: int) -> RunResult | None:
-        """The run of a row under a seed, if it is there."""
-        key = run_key(self.budget.name, self.budget.setting(row.setting), row.method, seed)
+        """The run of a row under a seed, if it is there and is what its folder says."""
+        key = self._key(row, seed)
         if key not in self._runs:
-            folders = run_folders(self.out / RUNS / key)
-            self._runs[key] = max(map(load_run, folders), key=lambda run: run.kimg) if folders else None
+            self._load_seeds(row)
         return self._runs[key]
+
+    def _key(self, row: Row, seed: int) -> str:
+        return run_key(self.budget.name, self.budget.setting(row.setting), row.method, seed)
+
+    def _load_seeds(self, row: Row) -> None:
+        """Reads the runs of a row under all seeds; those of another method, or of other settings than most, are left out with a reason."""
+        options: dict[str, dict[str, Any]] = {}
+        for key in (self._key(row, seed) for seed in range(self.seeds)):
+            folders = run_folders(self.out / RUNS / key)
+            run = self._runs[key] = max(map(load_run, folders), key=lambda run: run.kimg) if folders else None
+            if run is not None and run.method != row.method:
+                self._runs[key], self._odd[key] = None, f"is a run of {run.method}"
+            elif run is not None:
+                options[key] = read_options(run.path)
+        alike = {key: [other for other in options if not difference(options[other], options[key], as_planned=False)] for key in options}
+        model = max(alike, key=lambda key: len(alike[key]), default=None)  # of equally many those of the first seed
+        for key in options:
+            if key not in alike[model]:
+                changed = difference(options[key], options[model], as_planned=False)
+                self._runs[key], self._odd[key] = None, f"has other settings than {model} ({changed})"
 
     def _kimg(self, row: Row) -> int:
         return self.budget.regimes[self.budget.setting(row.setting)].all_marks[row.mark]
 
     def _row(self, row: Row, columns: Sequence[str]) -> TableRow:
         if not row.method:
-            return TableRow(row.label, (), {}, _of(row.paper, columns))
+            return TableRow(row.label, 0, (), {}, _of(row.paper, columns))
         found = [run for seed in range(self.seeds) if (run := self._run(row, seed)) and self._values(run, row, columns)]
         ours = {}
         for column in columns:
@@ -175,7 +202,7 @@ class _Loader:
             if values:
                 ours[column] = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
         label = row.label.format(kimg=self._kimg(row)) if row.label else row.method
-        return TableRow(label, tuple(found), ours, _of(row.paper, columns))
+        return TableRow(label, self._kimg(row), tuple(found), ours, _of(row.paper, columns))
 
     def _values(self, run: RunResult, row: Row, columns: Sequence[str]) -> dict[str, float]:
         """Column -> the run's figure where the row looks: the snapshot nearest to it, at most half a spacing away."""
@@ -192,14 +219,26 @@ class _Loader:
         wanted = {row.method: row for row in experiment.rows if row.method in CLAIMS[name].methods}
         seeds = [seed for seed in range(self.seeds) if all(self._has_end(row, seed, columns) for row in wanted.values())]
         runs = {method: [self._run(row, seed) for seed in seeds] for method, row in wanted.items()}
-        stages = _common_stages([run.figures.get(self.budget.figure("precision"), {}) for own in runs.values() for run in own])
         rows: Rows = {method: {} for method in wanted}
         for method, own in runs.items():
             for column in columns:
-                figure = self.budget.figure(column)
                 rows[method][column] = [self._values(run, wanted[method], columns)[column] for run in own]
-                rows[method] |= {at_stage(column, kimg): [run.figures[figure].get(kimg, math.nan) for run in own] for kimg in stages}
-        return judge(name, rows, stages)
+        return judge(name, rows, self._add_stages(rows, runs, columns))
+
+    def _add_stages(self, rows: Rows, runs: Mapping[str, Sequence[RunResult]], columns: Sequence[str]) -> list[int]:
+        """Adds the figures at all stages that the runs share, the untrained start left out, to `rows`. Returns the stages."""
+        paths = [run.path for own in runs.values() for run in own]
+        if not paths:
+            return []
+        loaded = {run.path: run for run in load_runs(paths)}
+        figures = [self.budget.figure(column) for column in columns]
+        bands = Group("", tuple(loaded[path] for path in paths)).bands(*figures)
+        for column, band in zip(columns, bands):
+            for place, kimg in enumerate(band.kimg.tolist()):
+                values = iter(band.values[:, place].tolist())
+                for method, own in runs.items():
+                    rows[method][at_stage(column, kimg)] = [next(values) for _ in own]
+        return [kimg for kimg in bands[0].kimg.tolist() if kimg > 0]
 
     def _has_end(self, row: Row, seed: int, columns: Sequence[str]) -> bool:
         run = self._run(row, seed)
@@ -224,17 +263,14 @@ class _Loader:
         lengths = ", ".join(f"{value:,}" for value in kimg)
         parts = [self.budget.note, f"Trained on {self.data}, measured at {lengths} kimg.", f"{'; '.join(weights)}."]
         parts += [f"Published figures: {experiment.source}."] if experiment.source else []
+        odd = {key: self._odd[key] for row in own for seed in range(self.seeds) if (key := self._key(row, seed)) in self._odd}
+        parts += [f"Left out: {key} {reason}." for key, reason in odd.items()]
         parts += [f"{len(missing)} of {len(runs)} runs are not measured yet."] if missing else []
         return " ".join(parts)
 
 
 def _of(figures: dict[str, float], columns: Sequence[str]) -> dict[str, float]:
     return {column: figures[column] for column in columns if column in figures}
-
-
-def _common_stages(points: Sequence[dict[int, float]]) -> list[int]:
-    """kimg that all have, without the untrained start."""
-    return sorted(kimg for kimg in set.intersection(*map(set, points)) if kimg > 0) if points else []
 
 
 def _origin(path: pathlib.Path) -> tuple[str, str]:

@@ -94,14 +94,22 @@ def _make(plan: Plan, waiting: Sequence[PlannedRun], how: How, slots: Slots | No
                 run = by_key[outcome.key]
                 board.set(run, f"failed: {outcome.error}" if outcome.error else "measured")
                 failures += [outcome] if outcome.error else []
-                if not outcome.error and how.launcher == "local":
-                    speed.learn(run, run_folders(run.parent)[-1])
+                if outcome.trained and how.launcher == "local":
+                    _learn(speed, run)
     except KeyboardInterrupt:
         stop.set()
         raise
     finally:
         board.close()
     return failures
+
+
+def _learn(speed: Speed, run: PlannedRun) -> None:
+    """Takes over a run's speed; what stands in the way is told, and no reason to end a plan."""
+    try:
+        speed.learn(run, run_folders(run.parent)[-1])
+    except (UserError, OSError, LookupError, TypeError, ValueError) as error:
+        print(f"The speed of {run.key} is not kept ({type(error).__name__}: {error}).", flush=True)
 
 
 @contextlib.contextmanager

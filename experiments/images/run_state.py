@@ -14,8 +14,9 @@ from experiments.images.commands import difference, same_data
 from metrics.registry import parse_metrics
 from training.run_files import OPTIONS_FILE, RunDir
 
+RUN_FOLDER = re.compile(r"\d{5}-")  # how the names of train.py's run folders begin
 SHEET_STEM = "look"  # of the files of `calc_metrics.py show` in a run folder
-SHEET = f"{SHEET_STEM}-uncovered.png"
+SHEET, SHEET_NUMBERS = f"{SHEET_STEM}-uncovered.png", f"{SHEET_STEM}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class RunState:
         snapshots: so many there.
         measured: so many of them with every metric.
         finished: whether the snapshot of the end is there.
-        looked_at: whether the sheets that are wanted of it are there.
+        looked_at: whether the sheets that are wanted of its last snapshot are there.
     """
 
     path: pathlib.Path | None = None
@@ -53,7 +54,7 @@ class RunState:
 
 def run_folders(parent: pathlib.Path) -> list[pathlib.Path]:
     """Run folders of train.py in a folder, by number; those that were never filled are passed over."""
-    found = [path for path in parent.glob("*") if re.match(r"\d{5}-", path.name) and (path / OPTIONS_FILE).is_file()] if parent.is_dir() else []
+    found = [path for path in parent.glob("*") if RUN_FOLDER.match(path.name) and (path / OPTIONS_FILE).is_file()] if parent.is_dir() else []
     return sorted(found)
 
 
@@ -111,6 +112,15 @@ def measured_snapshots(path: pathlib.Path, names: Sequence[str]) -> set[str]:
         lines = file.read_bytes().splitlines() if file.is_file() else []
         found.append({snapshot for line in lines if (snapshot := _snapshot_of(line))})
     return set.intersection(*found) if found else set()
+
+
+def sheet_snapshot(path: pathlib.Path) -> str:
+    """Name of the snapshot that the sheets of a run folder show; empty where there are none, or they do not say."""
+    try:
+        name = read_json(path / SHEET_NUMBERS)["fake"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return name if isinstance(name, str) and (path / SHEET).is_file() else ""
 
 
 def _snapshot_of(line: bytes) -> str | None:

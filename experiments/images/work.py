@@ -26,10 +26,17 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "10737
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a run. `error` is empty if it is trained and measured."""
+    """What became of a run.
+
+    Attributes:
+        key: of the run.
+        error: empty if it is trained and measured.
+        trained: whether some of its training was done now.
+    """
 
     key: str
     error: str = ""
+    trained: bool = False
 
 
 class Stop(threading.Event):
@@ -75,6 +82,7 @@ def make_run(
     Returns:
         The outcome. A failure of the run is not raised: others must not suffer from it.
     """
+    trained = False
     try:
         with hold(run.parent, f"the run {run.key}"):
             for step, command in (("training", training_command), ("measuring", measuring_command), ("looking", looking_command)):
@@ -84,12 +92,16 @@ def make_run(
                     if step == "training" and (path := run.look().path):
                         (path / SHEET).unlink(missing_ok=True)  # of an end that is not the end any more
                     execute(arguments, run.parent / OUTPUT, environment or {}, stop)
+                    trained = trained or step == "training"
             state = run.look()
             if state.is_measured:
-                return Outcome(run.key)
+                return Outcome(run.key, trained=trained)
             return Outcome(run.key, "stopped" if stop and stop.is_set() else f"ended without an error, but is {state}")
     except UserError as error:
         return Outcome(run.key, "stopped" if stop and stop.is_set() else str(error))
+    except OSError as error:  # a full disk, say, or a file that cannot be written
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return Outcome(run.key, "stopped" if stop and stop.is_set() else f"{reason} (errno {error.errno})")
 
 
 def training_command(run: PlannedRun) -> list[str] | None:

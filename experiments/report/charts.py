@@ -58,8 +58,14 @@ def plane_chart(study: Study, plane: Plane) -> Markup:
     return _chart(what, f"{what}. Last snapshots: {_last_words(bands)}.", PLANE_SIZE, parts, "plane")
 
 
-def curve_chart(study: Study, figure: str) -> Markup:
-    """A figure of the series of a study over training, with each seed and the band from their lowest to their highest."""
+def curve_chart(study: Study, figure: str, still: bool = False) -> Markup:
+    """A figure of the series of a study over training, with each seed and the band from their lowest to their highest.
+
+    Args:
+        study: whose.
+        figure: which.
+        still: one line per series that does not move with the chosen time and has no words at its points, a tenth of the text.
+    """
     bands = {series: band for series in study.series if (band := series.band(figure)) is not None}
     seeds = {series: [run.points[figure] for run in series.group.having(figure)] for series in bands}
     values = [point.value for runs in seeds.values() for run in runs for point in run.values()]
@@ -68,14 +74,15 @@ def curve_chart(study: Study, figure: str) -> Markup:
     x = Axis(min(kimg), max(kimg) if max(kimg) > min(kimg) else min(kimg) + 1, LEFT, width - LABEL_ROOM)
     y = axis_of_heights(values, height - BOTTOM, TOP, direction(figure) == "lower")
     parts = [_frame(x, y, "thousand real images (kimg)", ""), _ceiling(study, figure, x, y)]
-    parts.append(element("line", class_="cursor", x1=0, x2=0, y1=TOP, y2=height - BOTTOM, **_steps([(x.at(k), 0) for k in study.steps])))
+    if not still:
+        parts.append(element("line", class_="cursor", x1=0, x2=0, y1=TOP, y2=height - BOTTOM, **_steps([(x.at(k), 0) for k in study.steps])))
     for series, band in bands.items():
         if len(seeds[series]) > 1:
             parts += [_ribbon(series, band, x, y), *(_thread(series, run, x, y) for run in seeds[series])]
     for series, band in bands.items():
         path = [(x.at(k), y.at(value)) for k, value in zip(band.kimg, band.mean)]
         says = [_spread(band, t) for t in range(len(path))]
-        parts.append(_path(series, study.steps, band.kimg, path, says))
+        parts.append(_line(series, path) if still else _path(series, study.steps, band.kimg, path, says))
     heights = spread_out([y.at(band.mean[-1]) for band in bands.values()], LABEL_HEIGHT, TOP + 4, height - BOTTOM)
     parts += [_text(series.short, x.end + 9, place + 4, f"label {style(series)}") for series, place in zip(bands, heights)]
     last = "; ".join(f"{series.label} {_spread(band, -1)}" for series, band in bands.items())
@@ -142,6 +149,11 @@ def _path(series: Series, steps: Sequence[int], kimg: Sequence[int], path: Seque
         reached.append(places.get(step, reached[-1] if reached else None))
     parts.append(element("g", element("circle", r=5.5), class_="now", **_steps(reached)))
     return element("g", *parts, class_=f"series {style(series)}")
+
+
+def _line(series: Series, path: Sequence[Place]) -> Markup:
+    """A mean path that stays as it is."""
+    return element("g", element("path", d="M" + "L".join(f"{x} {y}" for x, y in path), class_="leg"), class_=f"series {style(series)}")
 
 
 def _hulls(series: Series, pair: Sequence[Band], x: Axis, y: Axis) -> Markup:

@@ -18,7 +18,7 @@ from dnnlib.json_files import read_json
 from experiments.report.figures import title_of
 from experiments.report.markup import Markup, count, element, join, with_spread
 from experiments.report.plain import as_data, as_markdown
-from experiments.report.samples import Gallery, make_galleries, samples_block, uncovered_block
+from experiments.report.samples import Gallery, encode_to_fit, make_galleries, samples_block, uncovered_block
 from experiments.report.sections import cost_section, runs_section, signals_block, training_block
 from experiments.report.studies import Series, Study, collect, find_studies, mean_and_spread
 from experiments.report.tables import Anchors, table_section, verdict_sentence
@@ -33,6 +33,8 @@ TITLE_OF_TABLES = "Pairing regularization on images: ours beside the published f
 TITLE_OF_RUNS = "Training runs compared"
 MOST_NAMED = 3  # series in the sentence on top
 ASSETS = pathlib.Path(__file__).parent
+
+Section = tuple[str, str, Markup]  # id, heading, content
 
 
 def make_page(tables: Sequence[TableResult], runs: Sequence[RunResult], out: pathlib.Path) -> pathlib.Path:
@@ -61,8 +63,9 @@ def make_page(tables: Sequence[TableResult], runs: Sequence[RunResult], out: pat
     atomic_write_text(out / MARKDOWN_FILE, as_markdown(title, verdict, tables, studies, shown))
     atomic_write_text(out / JSON_FILE, json.dumps(as_data(title, verdict, tables, studies, shown), indent=1) + "\n")
     anchors = {run.path.resolve(): f"run-{number}" for number, run in enumerate(shown, start=1)}
-    sections = _sections(tables, studies, galleries, shown, anchors, out)
-    atomic_write_text(out / HTML_FILE, _document(title, verdict, sections, problems))
+    before, after = _sections(tables, studies, shown, anchors, out)
+    encode_to_fit(galleries, _document(title, verdict, [*before, *_pictures(galleries), *after], problems))
+    atomic_write_text(out / HTML_FILE, _document(title, verdict, [*before, *_pictures(galleries), *after], problems))
     return out / HTML_FILE
 
 
@@ -92,36 +95,37 @@ def _where_they_ended(figure: str, ends: Sequence[tuple[Series, Band]]) -> str:
 
 
 def _sections(
-    tables: Sequence[TableResult],
-    studies: Sequence[Study],
-    galleries: Sequence[Gallery],
-    runs: Sequence[RunResult],
-    anchors: Anchors,
-    out: pathlib.Path,
-) -> list[tuple[str, str, Markup]]:
-    """(id, heading, content) of what there is to show, in order."""
-    found: list[tuple[str, str, Markup]] = []
-
-    def add(name: str, heading: str, blocks: Sequence[Markup | None]) -> None:
-        if blocks := [block for block in blocks if block]:
-            found.append((name, heading, join(blocks)))
-
-    several = len(studies) > 1
-    add("tables", "Tables and claims", [table_section(table, anchors) for table in tables])
+    tables: Sequence[TableResult], studies: Sequence[Study], runs: Sequence[RunResult], anchors: Anchors, out: pathlib.Path
+) -> tuple[list[Section], list[Section]]:
+    """What there is to show above the pictures, and below them."""
     charts = [join(training_block(study, f"training-{number}"), signals_block(study)) for number, study in enumerate(studies, start=1)]
-    add("training", "Over training", [_titled(study.title if several else "", block) for study, block in zip(studies, charts)])
+    before = _section("tables", "Tables and claims", [table_section(table, anchors) for table in tables])
+    before += _section("training", "Over training", _titled(studies, charts))
+    if not runs:
+        return before, []
+    after = _section("cost", "Cost", [cost_section(runs, _machine(out), anchors)])
+    return before, after + _section("runs", "Runs", [runs_section(studies, anchors, out)])
+
+
+def _pictures(galleries: Sequence[Gallery]) -> list[Section]:
+    """Samples and uncovered reals, with the pictures as they are by now: empty before they are encoded."""
+    studies = [gallery.study for gallery in galleries]
     sheets = [samples_block(gallery, f"samples-{number}") for number, gallery in enumerate(galleries, start=1)]
-    add("samples", "Samples", [_titled(gallery.study.title if several else "", block) for gallery, block in zip(galleries, sheets)])
     missed = [uncovered_block(gallery) for gallery in galleries]
-    add("uncovered", "Uncovered real images", [_titled(study.title if several else "", block) for study, block in zip(studies, missed)])
-    if runs:
-        add("cost", "Cost", [cost_section(runs, _machine(out), anchors)])
-        add("runs", "Runs", [runs_section(studies, anchors, out)])
-    return found
+    return _section("samples", "Samples", _titled(studies, sheets)) + _section("uncovered", "Uncovered real images", _titled(studies, missed))
 
 
-def _titled(title: str, block: Markup | None) -> Markup | None:
-    return join(element("h3", title), block) if block and title else block
+def _section(name: str, heading: str, blocks: Sequence[Markup | None]) -> list[Section]:
+    """A section, or none where none of its blocks has anything to show."""
+    shown = [block for block in blocks if block]
+    return [(name, heading, join(shown))] if shown else []
+
+
+def _titled(studies: Sequence[Study], blocks: Sequence[Markup | None]) -> list[Markup | None]:
+    """Blocks under the names of their studies, where there are several."""
+    if len(studies) == 1:
+        return list(blocks)
+    return [join(element("h3", study.title), block) if block else None for study, block in zip(studies, blocks)]
 
 
 def _machine(out: pathlib.Path) -> str:

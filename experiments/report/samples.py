@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from dnnlib.json_files import read_json
-from experiments.images.run_state import SHEET
+from experiments.images.run_state import SHEET, SHEET_NUMBERS, sheet_snapshot
 from experiments.report.charts import style
 from experiments.report.markup import Markup, count, element, join
 from experiments.report.studies import Series, Study, read_options, seed_of
@@ -29,9 +29,10 @@ CELL = 64
 MOST_CELLS = (8, 10)
 SHEET_WIDTH = 900
 FEW = 4  # blocks that have room beside each other at their full size
-PICTURE_BYTES = 3_000_000  # a third more as text
+PAGE_BYTES = 4_800_000  # of a page with its pictures, which take what the rest leaves of it
 LEVELS = ((1.0, 82), (1.0, 70), (1.0, 55), (1.0, 40), (0.75, 45), (0.6, 40), (0.5, 30), (0.35, 25))  # scale, WebP quality
 TRIED = 24
+URI_HEAD = "data:image/webp;base64,"
 
 
 @dataclasses.dataclass(eq=False)
@@ -69,7 +70,7 @@ class Gallery:
 
 
 def make_galleries(studies: Sequence[Study], problems: list[str]) -> list[Gallery]:
-    """Reads the pictures of all runs and makes them fit into one page together.
+    """Reads the pictures of all runs, as many as one page holds; `encode` makes them text.
 
     Args:
         studies: whose runs are looked through.
@@ -77,9 +78,7 @@ def make_galleries(studies: Sequence[Study], problems: list[str]) -> list[Galler
     """
     runs = sum(len(series.results) for study in studies for series in study.series)
     snapshots = min(max(MOST_PICTURES // max(runs, 1), FEWEST_SNAPSHOTS), MOST_SNAPSHOTS)
-    galleries = [_collect(study, snapshots, problems) for study in studies]
-    encode([picture for gallery in galleries for picture in gallery.pictures])
-    return galleries
+    return [_collect(study, snapshots, problems) for study in studies]
 
 
 def _collect(study: Study, snapshots: int, problems: list[str]) -> Gallery:
@@ -93,7 +92,8 @@ def _collect(study: Study, snapshots: int, problems: list[str]) -> Gallery:
             if not reals and (image := _read(result.path / "reals.png", problems)) is not None:
                 reals = [Picture(*_block(image, result, "Real training images"), result, 0)]
             if series not in uncovered and (image := _read(result.path / SHEET, problems)) is not None:
-                words = f"Pairs of images, left a real one that {series.label} does not cover, right the generated one nearest to it."
+                when = f" at {kimg:,} kimg" if (kimg := sheet_kimg(result.path)) is not None else ""
+                words = f"Pairs of images, left a real one that {series.label} does not cover{when}, right the generated one nearest to it."
                 uncovered[series] = Picture(_at_most(image, SHEET_WIDTH), words, result, result.kimg)
     return Gallery(study, reals, samples, uncovered)
 
@@ -150,7 +150,19 @@ def _at_most(image: Image.Image, width: int) -> Image.Image:
     return image.resize((width, max(round(image.height * width / image.width), 1)), Image.Resampling.LANCZOS)
 
 
-def encode(pictures: Sequence[Picture], limit: int = PICTURE_BYTES) -> None:
+def encode_to_fit(galleries: Sequence[Gallery], page: str) -> None:
+    """Turns all pictures into data URIs that fit into what a page leaves of PAGE_BYTES.
+
+    Args:
+        galleries: whose pictures.
+        page: the page with all pictures still empty.
+    """
+    pictures = [picture for gallery in galleries for picture in gallery.pictures]
+    room = PAGE_BYTES - len(page.encode("utf-8")) - len(pictures) * (len(URI_HEAD) + 3)  # text of whole groups of four letters
+    encode(pictures, max(room, 0) * 3 // 4)
+
+
+def encode(pictures: Sequence[Picture], limit: int) -> None:
     """Turns pictures into data URIs of WebP, at the best of LEVELS at which all of them together take at most `limit` bytes, or else the last."""
     for level, (scale, quality) in enumerate(LEVELS):
         last = level == len(LEVELS) - 1
@@ -160,7 +172,7 @@ def encode(pictures: Sequence[Picture], limit: int = PICTURE_BYTES) -> None:
         data = [_webp(picture.image, scale, quality) for picture in pictures]
         if last or sum(map(len, data)) <= limit:
             for picture, body in zip(pictures, data):
-                picture.source = "data:image/webp;base64," + base64.b64encode(body).decode("ascii")
+                picture.source = URI_HEAD + base64.b64encode(body).decode("ascii")
             return
 
 
@@ -231,11 +243,19 @@ def uncovered_block(gallery: Gallery) -> Markup | None:
     return element("div", join(figures), class_="sheets") if figures else None
 
 
+def sheet_kimg(path: pathlib.Path) -> int | None:
+    """When the sheets of a run folder were made, in thousand real images; None where they do not say."""
+    found = re.search(r"snapshot-(\d+)", sheet_snapshot(path))
+    return int(found[1]) if found else None
+
+
 def uncovered_words(run: RunResult) -> str:
-    """How many real images a run does not cover, where the numbers lie beside its sheet."""
+    """How many real images a run does not cover and when, where the numbers lie beside its sheet."""
+    kimg = sheet_kimg(run.path)
+    whose = seed_of(run) + ("" if kimg is None else f" at {kimg:,} kimg")
     try:
-        look = read_json(run.path / "look.json")
+        look = read_json(run.path / SHEET_NUMBERS)
         share = f"{int(look['num_uncovered']):,} of {int(look['num_real']):,} real images have no generated one in their neighbourhood"
-        return f"{seed_of(run)}: {share} (k = {int(look['k'])})"
+        return f"{whose}: {share} (k = {int(look['k'])})"
     except (OSError, ValueError, KeyError, TypeError):
-        return f"{seed_of(run)}: real images without a generated one in their neighbourhood"
+        return f"{whose}: real images without a generated one in their neighbourhood"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dnnlib.format import format_time
-from dnnlib.json_files import parse_json
+from dnnlib.json_files import read_json_lines
 from experiments.report.charts import curve_chart, plane_chart, style
 from experiments.report.figures import title_of
 from experiments.report.markup import NONE, Markup, count, element, join, row_head, scroll_box, table_of
@@ -64,7 +64,7 @@ def signals_block(study: Study) -> Markup | None:
     if signals is None or not signals.steps:
         return None
     words = "Inside the training: " + ", ".join(_first_lower(title_of(name)) for name in signals.points)
-    curves = [_chart_box(title_of(name), f"{name}, mean over each tick", curve_chart(signals, name)) for name in signals.points]
+    curves = [_chart_box(title_of(name), f"{name}, mean over each tick", curve_chart(signals, name, still=True)) for name in signals.points]
     return element("details", element("summary", words), _legend(signals), element("div", *curves, class_="charts curves"))
 
 
@@ -161,15 +161,26 @@ def _time(seconds: float | None) -> str:
 
 
 def _measuring(run: pathlib.Path) -> float | None:
-    """Seconds that the measurements of a run took; metrics that were measured in one pass each count their own."""
-    total = 0.0
+    """Seconds that the measurements of a run took. Metrics that share a pass each say its time: of those it counts once, the longest."""
+    found: dict[str, list[tuple[float, float]]] = {}
     for path in run.glob("metric-*.jsonl"):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                total += float(parse_json(text)["total_time"])
-            except (ValueError, KeyError, TypeError):
-                continue
-    return total or None
+        for line in read_json_lines(path):
+            taken, when = line.get("total_time"), line.get("timestamp", math.nan)
+            if isinstance(taken, int | float) and isinstance(when, int | float):
+                found.setdefault(str(line.get("snapshot_pkl")), []).append((when, taken))
+    return sum(map(_one_by_one, found.values())) or None
+
+
+def _one_by_one(lines: Sequence[tuple[float, float]]) -> float:
+    """Seconds in all of (end, duration), those that overlap taken for one; of an end that is not known (NaN) nothing overlaps."""
+    total, last_end, longest = 0.0, -math.inf, 0.0
+    for end, taken in sorted(lines):
+        if end - last_end <= max(taken, longest):
+            longest = max(longest, taken)
+        else:
+            total, longest = total + longest, taken
+        last_end = end
+    return total + longest
 
 
 def _device(run: pathlib.Path) -> str:
@@ -185,10 +196,25 @@ def _device(run: pathlib.Path) -> str:
 def runs_section(studies: Sequence[Study], anchors: Anchors, root: pathlib.Path) -> Markup:
     """Every run with its path, options, figures and files, folded up."""
     members = [(series, run) for study in studies for series in study.series for run in series.results]
-    options = {run.path.resolve(): read_options(run.path) for _, run in members}
-    differing = options_that_differ(list(options.values()))
-    parts = [_run(series, run, options[run.path.resolve()], differing, anchors[run.path.resolve()], root) for series, run in members]
+    options = {run.path.resolve(): _in_words(read_options(run.path)) for _, run in members}
+    known = [table for table in options.values() if table]
+    differing = options_that_differ(known)
+    shared = {name: text for name, text in known[0].items() if all(table.get(name) == text for table in known)} if len(known) > 1 else {}
+    parts = []
+    for series, run in members:
+        found = options[run.path.resolve()]
+        own = {name: text for name, text in found.items() if name not in shared}
+        parts.append(_run(series, run, own, bool(found and shared), differing, anchors[run.path.resolve()], root))
+    if shared:
+        label = "Options that all runs of this page share"
+        parts.append(element("details", element("summary", label), _options(shared, set(), label)))
     return join(parts)
+
+
+def _in_words(options: Mapping[str, Any]) -> dict[str, str]:
+    """Options as they are shown; of places the name alone."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
+    return {name: pathlib.PurePath(text).name if name in PLACES else text for name, text in texts.items()}
 
 
 def path_text(path: pathlib.Path, root: pathlib.Path) -> str:
@@ -197,25 +223,28 @@ def path_text(path: pathlib.Path, root: pathlib.Path) -> str:
     return resolved.relative_to(top).as_posix() if resolved.is_relative_to(top) else path.as_posix()
 
 
-def _run(series: Series, run: RunResult, options: Mapping[str, Any], differing: set[str], anchor: str, root: pathlib.Path) -> Markup:
+def _run(
+    series: Series, run: RunResult, options: Mapping[str, str], some_are_shared: bool, differing: set[str], anchor: str, root: pathlib.Path
+) -> Markup:
     facts = f"{seed_of(run)}, {run.kimg:,} kimg"
     path = element("code", path_text(run.path, root))
     head = element("summary", element("span", class_="swatch"), element("strong", series.label), " ", facts, " ", path)
-    body = _options(options, differing, f"Options of {series.label}, {seed_of(run)}")
+    body = _options(options, differing, f"Options of {series.label}, {seed_of(run)}", some_are_shared)
     return element("details", head, body, _files(run.path), id=anchor, class_=f"run {style(series)}")
 
 
-def _options(options: Mapping[str, Any], differing: set[str], label: str) -> Markup:
-    """The options of a run as a table, those in which runs differ first."""
+def _options(options: Mapping[str, str], differing: set[str], label: str, some_are_shared: bool = False) -> Markup:
+    """Options as a table, those in which runs differ first; `some_are_shared`: with others that stand elsewhere."""
+    if not options and some_are_shared:
+        return element("p", "Its options are those that all runs share, below the last run.")
     if not options:
         return element("p", "No training_options.json that can be read lies in this run.")
     rows = []
     for name in sorted(options, key=lambda name: name not in differing):
-        text = options[name] if isinstance(options[name], str) else json.dumps(options[name])
-        text = pathlib.PurePath(text).name if name in PLACES else text
         mark = "differs" if name in differing else None
-        rows.append(element("tr", element("th", _breakable(name), scope="row"), element("td", text), class_=mark))
-    caption = element("caption", "Options; first, and marked, those in which runs of this page differ" if differing else "Options")
+        rows.append(element("tr", element("th", _breakable(name), scope="row"), element("td", options[name]), class_=mark))
+    words = "Options; first, and marked, those in which runs of this page differ" if differing else "Options"
+    caption = element("caption", f"{words}; those that all runs share stand below the last run" if some_are_shared else words)
     return scroll_box(element("table", caption, element("tbody", *rows), class_="options"), label)
 
 

@@ -28,7 +28,7 @@ VERDICTS = {True: ("holds", "✓"), False: ("does not hold", "✗"), None: ("is 
 
 def is_full_length(table: TableResult) -> bool:
     """Whether a table was made with the published lengths of training."""
-    return table.budget.split(":")[0].split()[:1] == [FULL_LENGTH]
+    return table.budget_name == FULL_LENGTH
 
 
 def table_section(table: TableResult, anchors: Anchors) -> Markup:
@@ -56,7 +56,8 @@ def _slug(name: str) -> str:
 
 
 def _length(table: TableResult) -> str:
-    reached = sorted({run.kimg for row in table.rows for run in row.runs})
+    """Where the rows' figures were taken; their runs may be longer."""
+    reached = sorted({row.kimg for row in table.rows if row.runs})
     if not reached:
         return ""
     return f"{reached[0]:,} kimg" if len(reached) == 1 else f"{reached[0]:,} to {reached[-1]:,} kimg"
@@ -160,7 +161,7 @@ def verdict_sentence(tables: Sequence[TableResult]) -> str:
     judged: dict[str, dict[str, bool | None]] = {}
     for table in tables:
         for claim in table.claims:
-            judged.setdefault(table.budget.split(":")[0].strip() or "unnamed", {})[claim.id] = claim.holds
+            judged.setdefault(table.budget_name or "unnamed", {})[claim.id] = claim.holds
     clauses = []
     for budget, verdicts in judged.items():
         parts = []
