@@ -162,6 +162,15 @@ def broken_set(tmp_path, files, labels=None):
     return ImageFolderDataset(write_zip(tmp_path / "set.zip", files, labels), use_labels=labels is not None)
 
 
+def test_another_look_at_files_that_are_open_reads_none_again(tmp_path, monkeypatch):
+    """As the metrics of a training take one: mirrored, or whole where the training has a part."""
+    dataset = ImageFolderDataset(write_folder(tmp_path / "pics", pngs(3, size=(8, 8))))
+    before, reads, read_bytes = dataset.fingerprint(), [], pathlib.Path.read_bytes
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: reads.append(path.name) or read_bytes(path))
+    again = ImageFolderDataset(tmp_path / "pics", xflip=True, store=dataset.store)
+    assert len(again) == 6 and again.fingerprint() != before and reads == ["img00000000.png"]  # the first one, for its size
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
