@@ -12,6 +12,7 @@ import torch
 
 from dnnlib import EasyDict, UserError
 from dnnlib.log import Logger
+from metrics.features import succeed_together
 from metrics.registry import compute_metrics, parse_metrics
 from metrics.report import stamp_line, write_line
 from torch_utils import checkpoint
@@ -213,10 +214,8 @@ class Trainer:
         def warn(name: str, error: Exception) -> None:
             self.say(f"Warning: the metric {name} failed: {error}")
 
-        if changed := next(filter(None, gather_objects(self._what_changed())), None):  # all ranks measure, or none
-            warn(", ".join(names), UserError(changed))
-            return []
         try:
+            succeed_together(self.dataset.check_unchanged)
             return compute_metrics(
                 names,
                 G=self.state.G_ema,
@@ -234,14 +233,6 @@ class Trainer:
                 raise UserError(f"measuring {', '.join(names)} failed on rank {rank()}: {error}") from error
             warn(", ".join(names), error)
             return []
-
-    def _what_changed(self) -> str:
-        """What tells that the files of the data set are not what they were, empty if they are."""
-        try:
-            self.dataset.check_unchanged()
-            return ""
-        except UserError as error:
-            return str(error)
 
     def watch(self) -> None:
         """Tells of alarms that began or ended with this evaluation."""
