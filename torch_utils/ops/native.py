@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -47,8 +47,10 @@ class _BiasActArgs(ctypes.Structure):
     ]
 
 
-# The libraries' functions and how many pointers to tensors each takes; of modulation.h the last four.
-FUNCTIONS = {"upfirdn2d": 3, "bias_act": 6, "modulate": 3, "modulate_backward": 5, "epilogue": 5, "epilogue_backward": 9}
+# The libraries' functions and the pointers to tensors that each takes: to numbers like those of x (x), to the small tensors of modulation.h (s),
+# to a filter (f).
+FUNCTIONS = {"upfirdn2d": "xfx", "bias_act": "xxxxxx"}
+FUNCTIONS |= {"modulate": "xsx", "modulate_backward": "xsxxs", "epilogue": "xsssx", "epilogue_backward": "xsssxxsss"}
 _functions: dict[tuple[str, str], Callable] = {}  # by name and kind of device
 
 
@@ -63,7 +65,7 @@ def load(kind: str, build: bool = True) -> None:
     try:
         for name, pointers in FUNCTIONS.items():
             function = getattr(library, f"{name}_{kind}")
-            function.argtypes, function.restype = [_pointer] * (1 + pointers) + where, _int32
+            function.argtypes, function.restype = [_pointer] * (1 + len(pointers)) + where, _int32
             _functions[name, kind] = function
         library.error_text.argtypes, library.error_text.restype = [_int32], ctypes.c_char_p
     except AttributeError as error:
@@ -89,15 +91,25 @@ def _check(device: torch.device) -> None:
         raise BuildError(f"the native ops for {device.type} compute {y.tolist()} where 9.5 is right; the compiler is at fault, take another one")
 
 
+@functools.cache
+def _dtypes(name: str, dtype: torch.dtype) -> list[torch.dtype]:
+    """Of the tensors that a function of the library takes, given that of x."""
+    kinds = {"x": dtype, "s": torch.promote_types(dtype, torch.float32), "f": torch.float32}
+    return [kinds[kind] for kind in FUNCTIONS[name]]
+
+
 def call(name: str, x: torch.Tensor, args: ctypes.Structure, *tensors: torch.Tensor | None) -> None:
     """Runs a function of the library on the tensors' memory, on the device of `x`.
 
     Raises:
-        RuntimeError: a tensor is on another device, or the device refuses.
+        RuntimeError: a tensor is on another device or of another dtype than belongs to `x`, or the device refuses.
     """
-    for t in tensors:
-        if t is not None and t.device != x.device:
-            raise RuntimeError(f"native {name}: operands are on {x.device} and on {t.device}; bring them to one device")
+    device = x.device
+    for t, dtype in zip(tensors, _dtypes(name, x.dtype), strict=True):
+        if t is not None and t.device != device:
+            raise RuntimeError(f"native {name}: operands are on {device} and on {t.device}; bring them to one device")
+        if t is not None and t.dtype != dtype:
+            raise RuntimeError(f"native {name}: an operand is {t.dtype} where {dtype} belongs, beside {x.dtype}; convert it")
     if x.is_cuda:
         kind, where = "cuda", (x.device.index, torch.cuda.current_stream(x.device).cuda_stream)
     else:
@@ -201,14 +213,23 @@ _OPS = {
     f"bias_act_backward(Tensor dy, Tensor? x, Tensor? b, Tensor? y, {_SHAPE_OF_ACT}": (_run_backward, _fake_backward),
     f"bias_act_double_backward(Tensor dy, Tensor ddy, Tensor x, Tensor? b, {_SHAPE_OF_ACT}": (_run_double_backward, _fake_double_backward),
 }
+# The result's layout follows from the inputs', so a compiler must hand them over as they were when it traced. Where torch has no tag for
+# that, it keeps at least the order of their strides, and the ops make do with it.
+_AS_TRACED = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
+
+
+def declare(library: torch.library.Library, ops: Mapping[str, tuple[Callable, Callable]]) -> None:
+    """Declares ops by their schemas; each has its implementation for all devices, and one that makes results without numbers in them."""
+    for schema, (run, fake) in ops.items():
+        name = schema.partition("(")[0]
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag, _AS_TRACED))
+        for key in ("CPU", "CUDA"):
+            library.impl(name, run, key)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+
+
 _declarations = torch.library.Library(NAMESPACE, "DEF")
-for _schema, (_run, _fake) in _OPS.items():
-    _name = _schema.partition("(")[0]
-    # The result's layout follows from the inputs', so a compiler must hand them over as they were when it traced.
-    _declarations.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    for _key in ("CPU", "CUDA"):
-        _declarations.impl(_name, _run, _key)
-    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake, lib=_declarations)
+declare(_declarations, _OPS)
 _ops = getattr(torch.ops, NAMESPACE)
 
 
