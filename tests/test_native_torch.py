@@ -202,6 +202,16 @@ def no_library(monkeypatch):
     backend._load.cache_clear()
 
 
+@pytest.mark.parametrize("broken", ["upfirdn2d", "bias_act", "modulate", "epilogue_backward"])
+def test_a_library_with_a_broken_op_is_none(monkeypatch, broken):
+    from torch_utils.ops import native
+
+    assert backend.used("cpu") == "native"
+    monkeypatch.setitem(native._functions, (broken, "cpu"), lambda *args: 1)
+    with pytest.raises(BuildError, match=f"do not run here: native {broken} on cpu"):
+        native._check(torch.device("cpu"))
+
+
 def test_without_a_library_auto_warns_once_and_runs_the_reference(no_library, capsys):
     backend.set_policy("auto")
     x = torch.randn(2, 3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import ctypes
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 
 import torch
@@ -16,16 +17,13 @@ import torch
 from torch_utils import custom_ops
 from torch_utils.ops import backend
 from torch_utils.ops.autograd_calls import positional, recorded
-from torch_utils.ops.bias_act import ACTIVATIONS
+from torch_utils.ops.bias_act import ACTIVATIONS, NO_CLAMP, SLOPES
 from torch_utils.ops.upfirdn2d import output_size
 from torch_utils.toolchain import BuildError
 
 NAMESPACE = "pairing_gan"
 DTYPE_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 ACT_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
-# Their derivative is constant on either side of 0, so that it follows from the sign of the result, and the second one is 0.
-PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
-NO_CLAMP = -1.0
 
 _int32, _int64, _double, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
@@ -51,6 +49,7 @@ class _BiasActArgs(ctypes.Structure):
 # to a filter (f).
 FUNCTIONS = {"upfirdn2d": "xfx", "bias_act": "xxxxxx"}
 FUNCTIONS |= {"modulate": "xsx", "modulate_backward": "xsxxs", "epilogue": "xsssx", "epilogue_backward": "xsssxxsss"}
+CHECKED = [9.5, -1.5, 2.0, 0.5, 4.0, -1.5, 4.0, 1.0, 2.0, 3.0]  # results of `_check`
 _functions: dict[tuple[str, str], Callable] = {}  # by name and kind of device
 
 
@@ -78,17 +77,20 @@ def load(kind: str, build: bool = True) -> None:
 
 
 def _check(device: torch.device) -> None:
-    """Runs both ops once: a GPU whose driver is too old, or code made for another one, shows here and not in the middle of a run."""
+    """Runs an op of each source: a GPU whose driver is too old, or code made for another one, shows here and not in the middle of a run."""
+    passes = importlib.import_module("torch_utils.ops.native_modulation")  # which imports this module
     try:
         x = torch.tensor([[[[-3.0, 1.0]]]], device=device)
-        y = _run_upfirdn2d(
-            _run_bias_act(0, x, None, None, None, None, 1, ACT_NUMBERS["lrelu"], 0.5, 2.0, 2.5), x[0, 0], [1, 1], [1, 1], [0] * 4, True, 1.0
-        )
-        right = y.tolist() == [[[[9.5]]]]
+        y = _run_bias_act(0, x, None, None, None, None, 1, ACT_NUMBERS["lrelu"], 0.5, 2.0, 2.5)
+        y = _run_upfirdn2d(y, x[0, 0], [1, 1], [1, 1], [0] * 4, True, 1.0)
+        x, scale, noise, bias = x.view(1, 2, 1, 1), x.new_tensor([[0.5, 2.0]]), x.new_ones([1, 1, 1, 1]), x.new_tensor([-0.5, 0.25])
+        x = passes.ops.modulate(x, scale)
+        results = [y, x, *passes.ops.epilogue_backward(torch.ones_like(x), x, scale, noise, bias, 0.5, 2.0, NO_CLAMP)]
+        found = torch.cat([t.flatten() for t in results]).tolist()
     except RuntimeError as error:
         raise BuildError(f"the native ops for {device.type} do not run here: {error} (see python -m torch_utils.doctor)") from error
-    if not right:
-        raise BuildError(f"the native ops for {device.type} compute {y.tolist()} where 9.5 is right; the compiler is at fault, take another one")
+    if found != CHECKED:
+        raise BuildError(f"the native ops for {device.type} compute {found} where {CHECKED} is right; the compiler is at fault, take another one")
 
 
 @functools.cache
@@ -258,7 +260,7 @@ class _BiasAct(torch.autograd.Function):
         _, act, alpha, gain, clamp = ctx.spec
         if act == "linear" and clamp == NO_CLAMP:
             ctx.save_for_backward(None, None, None)
-        elif act in PIECEWISE_LINEAR and gain > 0 and alpha >= 0:
+        elif act in SLOPES and gain > 0 and alpha >= 0:
             ctx.save_for_backward(None, None, output)
         else:
             ctx.save_for_backward(x, b, None)
@@ -274,7 +276,7 @@ def _bias_act_backward(dy, x, b, y, dim, act, alpha, gain, clamp):
     """The gradient with respect to x, itself differentiable where anything can be asked of it."""
     if act == "linear" and clamp == NO_CLAMP:
         return dy if gain == 1 else dy * gain
-    if recorded(dy) or (act not in PIECEWISE_LINEAR and recorded(x, b)):
+    if recorded(dy) or (act not in SLOPES and recorded(x, b)):
         return _BiasActBackward.apply(dy, x, b, y, dim, act, alpha, gain, clamp)
     # The derivative of a piecewise linear activation is constant: autograd is not to look for another in the op, which has none.
     x, b, y = (None if t is None else t.detach() for t in (x, b, y))
@@ -292,7 +294,7 @@ class _BiasActBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         dy, x, b, y, *ctx.spec = inputs
-        ctx.curved = ctx.spec[1] not in PIECEWISE_LINEAR
+        ctx.curved = ctx.spec[1] not in SLOPES
         ctx.save_for_backward(dy if ctx.curved else None, x, b, y)
 
     @staticmethod
