@@ -211,6 +211,7 @@ def test_a_damaged_library_in_the_cache_is_built_again(place, capfd, damage):
 @needs_compiler
 def test_where_building_is_not_allowed_only_a_built_library_is_loaded(place):
     assert "not been built" in refused(build=False)
+    assert not list((place / "tmp").iterdir())  # nothing is made merely by looking
     custom_ops.load("cpu")
     custom_ops.forget()
     assert custom_ops.load("cpu", build=False).answer() == 42

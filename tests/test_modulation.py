@@ -190,6 +190,48 @@ def test_operands_at_odd_addresses_and_with_gaps_give_the_same(native, device, l
 
 
 @places
+@pytest.mark.parametrize("kind", ["expanded", "gaps", "gaps in channels_last", "transposed"])
+def test_the_ops_themselves_take_any_strides(native, device, layout, kind):
+    """As a compiler may hand them over."""
+    from torch_utils.ops.native_modulation import ops
+
+    backend.used(device)
+    x, scale, noise, bias, dy = operands(9, 2, 16, 4, 6, device=device, layout=layout)
+    if kind == "expanded":
+        x, dy = x[:1].expand_as(x), dy[:, :1].expand_as(dy)
+    elif kind == "gaps":
+        x, dy = (torch.cat([t, t], 3)[..., :6] for t in (x.contiguous(), dy.contiguous()))
+    elif kind == "gaps in channels_last":
+        x, dy = (torch.cat([t, t], 1).contiguous(memory_format=LAST)[:, :16] for t in (x, dy))
+    else:
+        x, dy = (t.transpose(2, 3).contiguous().transpose(2, 3) for t in (x, dy))
+    dense = [t.contiguous(memory_format=layout) for t in (x, dy)]
+    assert not x.is_contiguous() and not x.is_contiguous(memory_format=LAST)
+    settings = 0.2, 1.4, -1.0
+    cases = [(ops.modulate, ((x, scale), (dense[0], scale))), (ops.modulate_backward, ((dy, x, scale), (dense[1], dense[0], scale)))]
+    cases += [(ops.epilogue, [(t, scale, noise, bias, *settings) for t in (x, dense[0])])]
+    cases += [(ops.epilogue_backward, [(d, t, scale, noise, bias, *settings) for d, t in ((dy, x), (dense[1], dense[0]))])]
+    for op, (given, right) in cases:
+        results, expected = ([t] if isinstance(t, torch.Tensor) else t for t in (op(*given), op(*right)))
+        assert_near(results, expected, 1e-6)
+        torch.library.opcheck(op.default, given)
+
+
+@places
+def test_operands_of_another_type_are_refused(native, device, layout):
+    from torch_utils.ops.native_modulation import ops
+
+    backend.used(device)
+    x, scale, noise, bias, dy = operands(5, 2, 4, 3, 3, device=device, layout=layout)
+    with pytest.raises(RuntimeError, match=r"native modulate: an operand is torch\.float64 where torch\.float32 belongs"):
+        ops.modulate(x, scale.double())
+    with pytest.raises(RuntimeError, match=r"torch\.bfloat16 where torch\.float32 belongs, beside torch\.bfloat16"):
+        ops.epilogue(x.bfloat16(), scale, noise, bias.bfloat16(), 0.2, 1.4, -1.0)
+    with pytest.raises(RuntimeError, match=r"native epilogue_backward: an operand is torch\.bfloat16"):
+        ops.epilogue_backward(dy.bfloat16(), x, scale, noise, bias, 0.2, 1.4, -1.0)
+
+
+@places
 def test_opcheck(native, device, layout):
     from torch_utils.ops.native_modulation import ops
 

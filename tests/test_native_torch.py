@@ -153,6 +153,20 @@ def test_operands_on_another_device_are_refused():
         native._run_upfirdn2d(x, f.to("meta"), (1, 1), (1, 1), (1, 2, 1, 2), True, 1.0)
 
 
+def test_operands_of_another_type_are_refused():
+    x, f = torch.randn(1, 2, 6, 6), setup_filter([1, 3, 3, 1])
+    ops, spec = torch.ops.pairing_gan, (1, 8, 0.0, 1.5, 0.8)
+    with pytest.raises(RuntimeError, match=r"native upfirdn2d: an operand is torch\.float64 where torch\.float32 belongs"):
+        ops.upfirdn2d(x, f.double(), [1, 1], [1, 1], [0] * 4, False, 1.0)
+    with pytest.raises(RuntimeError, match=r"native bias_act: an operand is torch\.float64 where torch\.float32 belongs"):
+        ops.bias_act_backward(x.double(), x, None, None, *spec)
+
+
+def test_a_compiler_is_asked_for_the_very_strides():
+    wanted = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
+    assert all(wanted in getattr(torch.ops.pairing_gan, name).default.tags for name in ("upfirdn2d", "bias_act", "modulate", "epilogue_backward"))
+
+
 # ---- where they do not run
 
 
@@ -186,6 +200,16 @@ def no_library(monkeypatch):
     backend._load.cache_clear()
     yield
     backend._load.cache_clear()
+
+
+@pytest.mark.parametrize("broken", ["upfirdn2d", "bias_act", "modulate", "epilogue_backward"])
+def test_a_library_with_a_broken_op_is_none(monkeypatch, broken):
+    from torch_utils.ops import native
+
+    assert backend.used("cpu") == "native"
+    monkeypatch.setitem(native._functions, (broken, "cpu"), lambda *args: 1)
+    with pytest.raises(BuildError, match=f"do not run here: native {broken} on cpu"):
+        native._check(torch.device("cpu"))
 
 
 def test_without_a_library_auto_warns_once_and_runs_the_reference(no_library, capsys):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -126,7 +127,7 @@ def load(kind: str, build: bool = True) -> ctypes.CDLL:
 
 
 def forget() -> None:
-    """Lets every library be tried anew: for tests, and after the user has installed what was missing."""
+    """Lets `load` try every library anew, for tests. What ops run in this process stays as it was found: `torch_utils.ops.backend` asks once."""
     with _guard:
         _outcomes.clear()
 
@@ -154,16 +155,20 @@ def _open(path: pathlib.Path) -> ctypes.CDLL:
     return library
 
 
-def _private_temporary_folder() -> pathlib.Path:
+def _private_temporary_folder(make: bool = True) -> pathlib.Path:
     """A folder that stays between runs and that nobody else can put a library into.
 
+    Args:
+        make: whether to make it where it is missing.
+
     Raises:
-        BuildError: it belongs to someone else, or cannot be made.
+        BuildError: it belongs to someone else, is missing, or cannot be made.
     """
     user = os.getuid() if hasattr(os, "getuid") else 0
     folder = pathlib.Path(tempfile.gettempdir()) / f"dnnlib-ops-{user}"
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        if make:
+            folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
     except OSError as error:
         raise _nowhere(folder, error) from error
@@ -178,7 +183,7 @@ def _nowhere(folder: pathlib.Path, error: OSError) -> BuildError:
 
 def find_built(made: Recipe) -> pathlib.Path | None:
     """The library as built before, in the cache or in the temporary folder that stands in for it; None where there is none."""
-    for get_folder in (_cache_folder, _private_temporary_folder):
+    for get_folder in (_cache_folder, functools.partial(_private_temporary_folder, make=False)):
         with contextlib.suppress(OSError, BuildError):
             path = get_folder() / made.key / made.library
             if path.is_file():

@@ -1,7 +1,8 @@
 """The one seam between an op and its implementations: a policy for the process, and a table of native implementations.
 
-Every op calls `native(name, x)`; where that gives a callable, it is used instead of the reference. The library of native ops for a type of
-device is built or loaded at the first op there, or by `used`; importing this module does neither.
+An op that has one function for all of it calls `native(name, x)`; where that gives a callable, it is used instead of the reference. Others,
+which are native for some arguments only, ask `in_use`. Either builds or loads the library of native ops for a type of device where that has
+not been done; importing this module does neither.
 """
 
 from __future__ import annotations

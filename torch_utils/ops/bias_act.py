@@ -19,7 +19,10 @@ from torch_utils.ops.autograd_calls import traced_with_gradients
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """An activation: its function of (x, alpha, inplace), its default slope parameter and gain, and whether act(g x) = g act(x) for g > 0."""
+    """An activation: its function of (x, alpha, inplace), its default slope parameter and gain, and whether act(g x) = g act(x) for g > 0.
+
+    A homogeneous one is x above 0 and alpha x below.
+    """
 
     function: Callable[[torch.Tensor, float, bool], torch.Tensor]
     alpha: float = 0.0
@@ -28,7 +31,7 @@ class Activation:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "linear": Activation(lambda x, alpha, inplace: x, homogeneous=True),
+    "linear": Activation(lambda x, alpha, inplace: x, alpha=1.0, homogeneous=True),
     "relu": Activation(lambda x, alpha, inplace: F.relu(x, inplace=inplace), gain=math.sqrt(2), homogeneous=True),
     "lrelu": Activation(lambda x, alpha, inplace: F.leaky_relu(x, alpha, inplace=inplace), alpha=0.2, gain=math.sqrt(2), homogeneous=True),
     "tanh": Activation(lambda x, alpha, inplace: torch.tanh(x)),
@@ -38,6 +41,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "softplus": Activation(lambda x, alpha, inplace: F.softplus(x)),
     "swish": Activation(lambda x, alpha, inplace: torch.sigmoid(x) * x, gain=math.sqrt(2)),
 }
+# The homogeneous ones by their slope below 0. As their derivative is constant on either side of it, the second one is 0.
+SLOPES = {name: spec.alpha for name, spec in ACTIVATIONS.items() if spec.homogeneous}
+NO_CLAMP = -1.0  # what the native ops are told where nothing bounds the result
 
 
 def bias_act(

@@ -10,11 +10,7 @@ import torch
 
 from torch_utils.ops import backend
 from torch_utils.ops.autograd_calls import traced_with_gradients
-from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
-
-# Activations that are u above 0 and a slope times u below.
-SLOPES = {"linear": 1.0, "relu": 0.0, "lrelu": ACTIVATIONS["lrelu"].alpha}
-NO_CLAMP = -1.0
+from torch_utils.ops.bias_act import ACTIVATIONS, NO_CLAMP, SLOPES, bias_act
 
 
 def modulate(x: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
@@ -49,7 +45,7 @@ def epilogue(
         small = [None if t is None else t.to(small_dtype(x)) for t in (scale, noise, bias)]
         return _Epilogue.apply(x, *small, SLOPES[act], gain, NO_CLAMP if clamp is None else float(clamp))
     # Where act(g u) = g act(u), the gain goes into the small tensors instead of over the activations once more.
-    fold = gain if ACTIVATIONS[act].homogeneous else 1.0
+    fold = gain if act in SLOPES else 1.0
     scale, noise, bias = (None if t is None else (t * fold).to(x.dtype) for t in (scale, noise, bias))
     scale = scale[:, :, None, None]
     x = x * scale if bias is None else torch.addcmul(bias[:, None, None], x, scale)

@@ -9,23 +9,21 @@ from __future__ import annotations
 import concurrent.futures
 import ctypes
 import functools
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 
 import torch
 
 from torch_utils import custom_ops
 from torch_utils.ops import backend
 from torch_utils.ops.autograd_calls import positional, recorded
-from torch_utils.ops.bias_act import ACTIVATIONS
+from torch_utils.ops.bias_act import ACTIVATIONS, NO_CLAMP, SLOPES
 from torch_utils.ops.upfirdn2d import output_size
 from torch_utils.toolchain import BuildError
 
 NAMESPACE = "pairing_gan"
 DTYPE_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 ACT_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
-# Their derivative is constant on either side of 0, so that it follows from the sign of the result, and the second one is 0.
-PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
-NO_CLAMP = -1.0
 
 _int32, _int64, _double, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
@@ -47,8 +45,11 @@ class _BiasActArgs(ctypes.Structure):
     ]
 
 
-# The libraries' functions and how many pointers to tensors each takes; of modulation.h the last four.
-FUNCTIONS = {"upfirdn2d": 3, "bias_act": 6, "modulate": 3, "modulate_backward": 5, "epilogue": 5, "epilogue_backward": 9}
+# The libraries' functions and the pointers to tensors that each takes: to numbers like those of x (x), to the small tensors of modulation.h (s),
+# to a filter (f).
+FUNCTIONS = {"upfirdn2d": "xfx", "bias_act": "xxxxxx"}
+FUNCTIONS |= {"modulate": "xsx", "modulate_backward": "xsxxs", "epilogue": "xsssx", "epilogue_backward": "xsssxxsss"}
+CHECKED = [9.5, -1.5, 2.0, 0.5, 4.0, -1.5, 4.0, 1.0, 2.0, 3.0]  # results of `_check`
 _functions: dict[tuple[str, str], Callable] = {}  # by name and kind of device
 
 
@@ -63,7 +64,7 @@ def load(kind: str, build: bool = True) -> None:
     try:
         for name, pointers in FUNCTIONS.items():
             function = getattr(library, f"{name}_{kind}")
-            function.argtypes, function.restype = [_pointer] * (1 + pointers) + where, _int32
+            function.argtypes, function.restype = [_pointer] * (1 + len(pointers)) + where, _int32
             _functions[name, kind] = function
         library.error_text.argtypes, library.error_text.restype = [_int32], ctypes.c_char_p
     except AttributeError as error:
@@ -76,28 +77,41 @@ def load(kind: str, build: bool = True) -> None:
 
 
 def _check(device: torch.device) -> None:
-    """Runs both ops once: a GPU whose driver is too old, or code made for another one, shows here and not in the middle of a run."""
+    """Runs an op of each source: a GPU whose driver is too old, or code made for another one, shows here and not in the middle of a run."""
+    passes = importlib.import_module("torch_utils.ops.native_modulation")  # which imports this module
     try:
         x = torch.tensor([[[[-3.0, 1.0]]]], device=device)
-        y = _run_upfirdn2d(
-            _run_bias_act(0, x, None, None, None, None, 1, ACT_NUMBERS["lrelu"], 0.5, 2.0, 2.5), x[0, 0], [1, 1], [1, 1], [0] * 4, True, 1.0
-        )
-        right = y.tolist() == [[[[9.5]]]]
+        y = _run_bias_act(0, x, None, None, None, None, 1, ACT_NUMBERS["lrelu"], 0.5, 2.0, 2.5)
+        y = _run_upfirdn2d(y, x[0, 0], [1, 1], [1, 1], [0] * 4, True, 1.0)
+        x, scale, noise, bias = x.view(1, 2, 1, 1), x.new_tensor([[0.5, 2.0]]), x.new_ones([1, 1, 1, 1]), x.new_tensor([-0.5, 0.25])
+        x = passes.ops.modulate(x, scale)
+        results = [y, x, *passes.ops.epilogue_backward(torch.ones_like(x), x, scale, noise, bias, 0.5, 2.0, NO_CLAMP)]
+        found = torch.cat([t.flatten() for t in results]).tolist()
     except RuntimeError as error:
         raise BuildError(f"the native ops for {device.type} do not run here: {error} (see python -m torch_utils.doctor)") from error
-    if not right:
-        raise BuildError(f"the native ops for {device.type} compute {y.tolist()} where 9.5 is right; the compiler is at fault, take another one")
+    if found != CHECKED:
+        raise BuildError(f"the native ops for {device.type} compute {found} where {CHECKED} is right; the compiler is at fault, take another one")
+
+
+@functools.cache
+def _dtypes(name: str, dtype: torch.dtype) -> list[torch.dtype]:
+    """Of the tensors that a function of the library takes, given that of x."""
+    kinds = {"x": dtype, "s": torch.promote_types(dtype, torch.float32), "f": torch.float32}
+    return [kinds[kind] for kind in FUNCTIONS[name]]
 
 
 def call(name: str, x: torch.Tensor, args: ctypes.Structure, *tensors: torch.Tensor | None) -> None:
     """Runs a function of the library on the tensors' memory, on the device of `x`.
 
     Raises:
-        RuntimeError: a tensor is on another device, or the device refuses.
+        RuntimeError: a tensor is on another device or of another dtype than belongs to `x`, or the device refuses.
     """
-    for t in tensors:
-        if t is not None and t.device != x.device:
-            raise RuntimeError(f"native {name}: operands are on {x.device} and on {t.device}; bring them to one device")
+    device = x.device
+    for t, dtype in zip(tensors, _dtypes(name, x.dtype), strict=True):
+        if t is not None and t.device != device:
+            raise RuntimeError(f"native {name}: operands are on {device} and on {t.device}; bring them to one device")
+        if t is not None and t.dtype != dtype:
+            raise RuntimeError(f"native {name}: an operand is {t.dtype} where {dtype} belongs, beside {x.dtype}; convert it")
     if x.is_cuda:
         kind, where = "cuda", (x.device.index, torch.cuda.current_stream(x.device).cuda_stream)
     else:
@@ -201,14 +215,23 @@ _OPS = {
     f"bias_act_backward(Tensor dy, Tensor? x, Tensor? b, Tensor? y, {_SHAPE_OF_ACT}": (_run_backward, _fake_backward),
     f"bias_act_double_backward(Tensor dy, Tensor ddy, Tensor x, Tensor? b, {_SHAPE_OF_ACT}": (_run_double_backward, _fake_double_backward),
 }
+# The result's layout follows from the inputs', so a compiler must hand them over as they were when it traced. Where torch has no tag for
+# that, it keeps at least the order of their strides, and the ops make do with it.
+_AS_TRACED = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
+
+
+def declare(library: torch.library.Library, ops: Mapping[str, tuple[Callable, Callable]]) -> None:
+    """Declares ops by their schemas; each has its implementation for all devices, and one that makes results without numbers in them."""
+    for schema, (run, fake) in ops.items():
+        name = schema.partition("(")[0]
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag, _AS_TRACED))
+        for key in ("CPU", "CUDA"):
+            library.impl(name, run, key)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+
+
 _declarations = torch.library.Library(NAMESPACE, "DEF")
-for _schema, (_run, _fake) in _OPS.items():
-    _name = _schema.partition("(")[0]
-    # The result's layout follows from the inputs', so a compiler must hand them over as they were when it traced.
-    _declarations.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    for _key in ("CPU", "CUDA"):
-        _declarations.impl(_name, _run, _key)
-    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake, lib=_declarations)
+declare(_declarations, _OPS)
 _ops = getattr(torch.ops, NAMESPACE)
 
 
@@ -237,7 +260,7 @@ class _BiasAct(torch.autograd.Function):
         _, act, alpha, gain, clamp = ctx.spec
         if act == "linear" and clamp == NO_CLAMP:
             ctx.save_for_backward(None, None, None)
-        elif act in PIECEWISE_LINEAR and gain > 0 and alpha >= 0:
+        elif act in SLOPES and gain > 0 and alpha >= 0:
             ctx.save_for_backward(None, None, output)
         else:
             ctx.save_for_backward(x, b, None)
@@ -253,7 +276,7 @@ def _bias_act_backward(dy, x, b, y, dim, act, alpha, gain, clamp):
     """The gradient with respect to x, itself differentiable where anything can be asked of it."""
     if act == "linear" and clamp == NO_CLAMP:
         return dy if gain == 1 else dy * gain
-    if recorded(dy) or (act not in PIECEWISE_LINEAR and recorded(x, b)):
+    if recorded(dy) or (act not in SLOPES and recorded(x, b)):
         return _BiasActBackward.apply(dy, x, b, y, dim, act, alpha, gain, clamp)
     # The derivative of a piecewise linear activation is constant: autograd is not to look for another in the op, which has none.
     x, b, y = (None if t is None else t.detach() for t in (x, b, y))
@@ -271,7 +294,7 @@ class _BiasActBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         dy, x, b, y, *ctx.spec = inputs
-        ctx.curved = ctx.spec[1] not in PIECEWISE_LINEAR
+        ctx.curved = ctx.spec[1] not in SLOPES
         ctx.save_for_backward(dy if ctx.curved else None, x, b, y)
 
     @staticmethod

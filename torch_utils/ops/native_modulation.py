@@ -9,7 +9,7 @@ import torch
 
 from torch_utils import custom_ops
 from torch_utils.ops.modulation import small_dtype
-from torch_utils.ops.native import DTYPE_NUMBERS, NAMESPACE, call
+from torch_utils.ops.native import DTYPE_NUMBERS, NAMESPACE, call, declare
 
 _int32, _int64, _double = ctypes.c_int32, ctypes.c_int64, ctypes.c_double
 
@@ -46,7 +46,7 @@ def _parts_on_cuda(*of_arguments) -> tuple[int, int]:
 
 
 class _Pass:
-    """One pass over `x`, which is dense in channels_last or, on CUDA, in NCHW, and over tensors like it.
+    """One pass over `x`, in channels_last or, on CUDA, in NCHW, and over tensors like it. All of them are dense, or are made so.
 
     Args:
         x: [N, C, H, W].
@@ -56,7 +56,8 @@ class _Pass:
     """
 
     def __init__(self, x, noise=None, numbers=(1.0, 1.0, -1.0), others=()):
-        self.x, self.layout = x, _layout(x)
+        self.layout = _layout(x)
+        self.x = x = x.contiguous(memory_format=self.layout)
         self.others = [t.contiguous(memory_format=self.layout) for t in others]
         self.y = _like(x)
         aligned = all(t.data_ptr() % 16 == 0 for t in (x, self.y, *self.others))
@@ -76,7 +77,9 @@ class _Pass:
 
 
 def _layout(x: torch.Tensor) -> torch.memory_format:
-    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    """The layout that `x` has, possibly with gaps, or else is brought into."""
+    last = x.is_contiguous(memory_format=torch.channels_last) or x.device.type == "cpu" or (x.stride(1) == 1 and not x.is_contiguous())
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _dense(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
@@ -93,27 +96,27 @@ def _total(parts: torch.Tensor) -> torch.Tensor:
 
 def _modulate(x, styles):
     this, (styles,) = _Pass(x), _dense(styles)
-    this.run("modulate", x, styles, this.y)
+    this.run("modulate", this.x, styles, this.y)
     return this.y
 
 
 def _modulate_backward(dy, x, styles):
     this, (styles,) = _Pass(x, others=[dy]), _dense(styles)
     (dstyles,), _ = this.sums(1)
-    this.run("modulate_backward", x, styles, *this.others, this.y, dstyles)
+    this.run("modulate_backward", this.x, styles, *this.others, this.y, dstyles)
     return this.y, _total(dstyles)
 
 
 def _epilogue(x, scale, noise, bias, slope, gain, clamp):
     this, small = _Pass(x, noise, (slope, gain, clamp)), _dense(scale, noise, bias)
-    this.run("epilogue", x, *small, this.y)
+    this.run("epilogue", this.x, *small, this.y)
     return this.y
 
 
 def _epilogue_backward(dy, x, scale, noise, bias, slope, gain, clamp):
     this, small = _Pass(x, noise, (slope, gain, clamp), [dy]), _dense(scale, noise, bias)
     (dscale, dbias), dnoise = this.sums(2)
-    this.run("epilogue_backward", x, *small, *this.others, this.y, dscale, dbias, None if noise is None else dnoise)
+    this.run("epilogue_backward", this.x, *small, *this.others, this.y, dscale, dbias, None if noise is None else dnoise)
     dnoise = x.new_empty([0], dtype=dscale.dtype) if noise is None else _total(dnoise).view(len(x), 1, *x.shape[2:])
     return this.y, _total(dscale), dbias.sum(dim=[0, 1]), dnoise
 
@@ -136,11 +139,5 @@ _OPS = {
     f"epilogue_backward(Tensor dy, {_EPILOGUE}) -> (Tensor, Tensor, Tensor, Tensor)": (_epilogue_backward, _fake_epilogue_backward),
 }
 _declarations = torch.library.Library(NAMESPACE, "FRAGMENT")
-for _schema, (_run, _fake) in _OPS.items():
-    _name = _schema.partition("(")[0]
-    # The result's layout follows from the inputs', so a compiler must hand them over as they were when it traced.
-    _declarations.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    for _key in ("CPU", "CUDA"):
-        _declarations.impl(_name, _run, _key)
-    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake, lib=_declarations)
+declare(_declarations, _OPS)
 ops = getattr(torch.ops, NAMESPACE)

@@ -23,7 +23,7 @@ struct ModulationOperands {
     A *dscale, *dbias, *dnoise;  // in parts; dnoise may be null
 };
 
-// How blocks share the work. Everything is 0 where there is nothing to do.
+// How blocks share the work. There are none where there is nothing to do.
 struct ModulationShares {
     int64_t n, outer, inner;
     int64_t tiles, splits;   // parts of the inner and of the outer axis; a block has one of each
