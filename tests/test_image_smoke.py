@@ -106,7 +106,13 @@ def test_slurm_makes_the_runs(command, tmp_path):
 
 
 def test_sbatchs_single_runs_are_made_by_name(command, tmp_path):
-    assert command("plan", "figure4", "--budget=smoke", f"--out={tmp_path}", "--no-probe")[0] == 0
+    given = ("--budget=smoke", f"--out={tmp_path}", "--no-probe")
+    assert command("plan", "tableC", *given)[0] == 0 and command("plan", "figure4", *given)[0] == 0
+    keys = (tmp_path / "keys.txt").read_text().splitlines()  # of the last plan, though the folder holds more
+    assert keys == [f"smoke-noaug-{name}-seed0" for name in ("stylegan2", "pairing-gan", "ms-gan-r1")]
+    saved = json.loads((tmp_path / "plan.json").read_text())
+    saved["budgets"]["short"] = saved["budgets"]["smoke"] | {"data": str(tmp_path / "absent.zip")}
+    (tmp_path / "plan.json").write_text(json.dumps(saved))  # another budget's data do not matter here
     status, _, errors = command("make", "smoke-noaug-nobody-seed0", f"--out={tmp_path}")
     assert status == 2 and "no plan in this folder has a run 'smoke-noaug-nobody-seed0'" in errors
 

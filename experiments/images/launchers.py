@@ -21,16 +21,15 @@ from experiments.images.plan import PlannedRun
 from experiments.images.work import Outcome, Stop, make_run
 
 Report = Callable[[PlannedRun, str], None]  # told a run and what is being done to it
+Slots = tuple[dict[str, str], ...]  # places for runs on this machine: an environment each
 SLURM_LOGS = "slurm"
 POLL_SECONDS = 2.0
 LOST_SECONDS = 30.0  # after a job has left the queue, within which its result must be seen
 
 
-@dataclasses.dataclass(frozen=True)
-class Slots:
-    """Places for runs on this machine: one environment each."""
-
-    environments: tuple[dict[str, str], ...]
+def cores() -> int:
+    """Cores that this process may use; a queue or a container may leave it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def local_slots(device: str, gpus: int, workers: int | None) -> Slots:
@@ -43,10 +42,9 @@ def local_slots(device: str, gpus: int, workers: int | None) -> Slots:
     if count == 0:
         if device == "cuda":
             raise UserError("--device=cuda: torch finds no CUDA device here, use --device=cpu")
-        cores = os.cpu_count() or 1
-        number = workers or max(cores // gpus, 1)
-        threads = str(max(cores // (number * gpus), 1))
-        return Slots(({"OMP_NUM_THREADS": threads},) * number)
+        number = workers or max(cores() // gpus, 1)
+        threads = str(max(cores() // (number * gpus), 1))
+        return ({"OMP_NUM_THREADS": threads},) * number
     if gpus > count:
         raise UserError(f"--gpus={gpus}: this machine has {count} GPU(s)")
     sets = [",".join(map(str, range(first, first + gpus))) for first in range(0, count - gpus + 1, gpus)]
@@ -54,14 +52,14 @@ def local_slots(device: str, gpus: int, workers: int | None) -> Slots:
     if len(visible) >= count and all(visible):  # numbers within what this process may see
         sets = [",".join(visible[int(number)] for number in group.split(",")) for group in sets]
     number = workers or len(sets)
-    threads = str(max((os.cpu_count() or 1) // (number * gpus), 1))
-    return Slots(tuple({"CUDA_VISIBLE_DEVICES": sets[index % len(sets)], "OMP_NUM_THREADS": threads} for index in range(number)))
+    threads = str(max(cores() // (number * gpus), 1))
+    return tuple({"CUDA_VISIBLE_DEVICES": sets[index % len(sets)], "OMP_NUM_THREADS": threads} for index in range(number))
 
 
 def launch_local(runs: Sequence[PlannedRun], slots: Slots, stop: Stop, report: Report) -> Iterator[Outcome]:
     """Makes the runs on this machine, as many at once as there are slots, in order; yields each outcome as it comes."""
     free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-    for environment in slots.environments:
+    for environment in slots:
         free.put(environment)
 
     def work(run: PlannedRun) -> Outcome:
@@ -71,7 +69,7 @@ def launch_local(runs: Sequence[PlannedRun], slots: Slots, stop: Stop, report: R
         finally:
             free.put(environment)
 
-    pool = concurrent.futures.ThreadPoolExecutor(len(slots.environments))
+    pool = concurrent.futures.ThreadPoolExecutor(len(slots))
     try:
         futures = [pool.submit(work, run) for run in runs]
         for future in concurrent.futures.as_completed(futures):
