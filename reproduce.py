@@ -27,7 +27,7 @@ from experiments.images.adopt import adopt as adopt_runs
 from experiments.images.budgets import BUDGETS
 from experiments.images.experiments import EXPERIMENTS as IMAGE_EXPERIMENTS
 from experiments.images.launchers import local_slots
-from experiments.images.plan import Choice, make_plan, plan_path, read_plans, remember_plan
+from experiments.images.plan import Choice, make_plan, plan_path, read_plans, remember_plan, write_keys
 from experiments.images.results import load_run, load_tables
 from experiments.images.run import LAUNCHERS, How, planned_run, run_plan
 from experiments.images.speed import Speed
@@ -174,12 +174,13 @@ def plan(names: tuple[str, ...], budget: str | None, seeds: int | None, out: pat
         at_once = len(slots) or workers or 1
         print(show.show_plan(made, speed, at_once))
         remember_plan(made, show.training_left(made, speed, at_once))
+        print(f"The keys of these runs are in {write_keys(made)}.")
 
 
 def places(choice: Choice, workers: int | None) -> tuple[dict[str, str], ...]:
     """Where this machine would make the runs; none, and a line about it, if the plan is for another."""
     try:
-        return local_slots(choice.device, choice.gpus, workers).environments
+        return local_slots(choice.device, choice.gpus, workers)
     except UserError as error:
         print(f"Times are not known: {error}")
         return ()
@@ -193,6 +194,7 @@ def make_planned(keys: tuple[str, ...], out: pathlib.Path) -> int:
     plans = [
         make_plan(Choice(tuple(saved["experiments"]), budget, out, *(saved[key] for key in ("data", "seeds", "device", "gpus", "precision"))))
         for budget, saved in read_plans(out).items()
+        if any(key.startswith(f"{budget}-") for key in keys)
     ]
     outcomes = [make_run(planned_run(plans, key), say=lambda step, key=key: print(f"{key}: {step}", flush=True)) for key in keys]
     for outcome in outcomes:

@@ -1,6 +1,7 @@
 """Run folders as train.py and calc_metrics.py leave them, of a few kilobytes, and tables about them: what a report is made from."""
 
 import json
+import re
 import statistics
 
 import numpy as np
@@ -76,6 +77,13 @@ def make_table(runs, name="table3", budget="short: 60 kimg", claims=(), paper=PA
         rows.append(TableRow(method, KIMG[-1], own, ours, dict(paper)))
     title, budget_name = "Table 3: CIFAR-10 without augmentation.", budget.partition(":")[0]
     return TableResult(name, title, budget_name, budget, "embedded", COLUMNS, tuple(rows), tuple(claims), "A note.")
+
+
+def cells_of(path, kind):
+    """The text of all cells of the tables of a class, row by row."""
+    tables = re.findall(rf'<table class="{kind}">(.*?)</table>', path.read_text(encoding="utf-8"), re.DOTALL)
+    rows = [row for table in tables for row in re.findall(r"<tr[^>]*>(.*?)</tr>", table, re.DOTALL)]
+    return [[" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
 
 
 CLAIMS = (

@@ -156,6 +156,17 @@ def test_plans_of_a_folder_add_up(plan, tmp_path):
         read_plans(plan.choice.out)
 
 
+@pytest.mark.parametrize("change", [{"seeds": "3"}, {"seeds": 0}, {"data": None}, {"gpus": 1.5}, {"device": 7}, {"precision": []}, {"runs": []}])
+def test_a_plan_with_damaged_fields_is_one_sentence(plan, change):
+    remember_plan(plan, None)
+    path = plan.choice.out / "plan.json"
+    saved = json.loads(path.read_text())
+    saved["budgets"]["smoke"] |= change
+    path.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"plan\.json is no plan"):
+        read_plans(plan.choice.out)
+
+
 def test_runs_of_other_machines_fit_the_same_plan(plan, tmp_path):
     assert all("--precision=fp32" in run.arguments and run.options["G_kwargs"]["synthesis_kwargs"]["num_fp16_res"] == 0 for run in plan.runs)
     low = smoke_plan(tmp_path / "low", precision="bf16").runs[0]

@@ -15,6 +15,7 @@ from experiments.images.claims import CLAIMS, at_stage, judge
 from experiments.images.plan import remember_plan
 from experiments.images.results import load_run, load_tables
 from experiments.images.run import How, run_plan
+from experiments.paper.checks import mean_interval
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,31 @@ def test_rows_are_means_and_deviations_over_seeds(made):
     assert plain.paper == {"precision": 0.673, "recall": 0.425, "coverage": 0.637}  # no FID: this budget measures none
     assert [run.seed for run in plain.runs] == [0, 1, 2] and plain.runs[0].path == run_folder(made, "smoke-noaug-stylegan2-seed0")
     assert "R1 0.1 with noaug" in table3.note and "start value" in table3.note and "are not measured yet" not in table3.note
+
+
+def test_rows_are_set_against_their_baseline_within_seeds(out):
+    """Baselines have the same augmentation and length; the seeds are those that both have."""
+    lines = run_folder(out, "smoke-noaug-pairing-gan-seed0") / "metric-prdc10k5_embedded.jsonl"
+    figures = json.loads(lines.read_text().splitlines()[-1])
+    gain = figures["results"]["prdc10k5_embedded_recall"] - 0.01
+    figures["results"]["prdc10k5_embedded_recall"] = gain
+    lines.write_text(json.dumps(figures) + "\n")
+    shutil.rmtree(out / "runs" / "smoke-noaug-ms-gan-r1-seed1")
+    found = {(one.method, one.column): one for one in table(out, "table3").differences}
+    assert {one.baseline for one in found.values()} == {"StyleGAN2"} and {method for method, _ in found} == {"Pairing-GAN", "MS-GAN(+R1)"}
+    pairing = found["Pairing-GAN", "recall"]
+    gains = [0.09, 0.1, 0.1]
+    assert (pairing.seeds, pairing.mean) == (3, pytest.approx(statistics.fmean(gains))) and pairing.interval == pytest.approx(mean_interval(gains))
+    assert found["MS-GAN(+R1)", "recall"].seeds == 2 and found["Pairing-GAN", "coverage"].interval is None  # no spread
+    assert {one.baseline for one in table(out, "table4").differences} == {"StyleGAN2-ADA"}
+    halves = {(one.method, one.baseline) for one in table(out, "tableB").differences}
+    assert ("Pairing-GAN, ADA, 0 kimg", "StyleGAN2, ADA, 0 kimg") in halves and len(halves) == 4
+
+
+def test_one_seed_has_no_differences(out):
+    for seed in (1, 2):
+        shutil.rmtree(out / "runs" / f"smoke-noaug-stylegan2-seed{seed}")
+    assert table(out, "table3").differences == ()
 
 
 def test_appendix_b_looks_at_two_lengths_and_leaves_the_printed_rows_unassigned(made):

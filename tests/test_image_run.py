@@ -1,6 +1,7 @@
 """Executing plans: resuming, repeating nothing, failures, locks, kills. Training and measuring are stand-ins (image_plans)."""
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from experiments.images.results import load_tables
 from experiments.images.run import How, run_plan
 from experiments.images.run_state import SHEET
 from experiments.images.speed import Speed
-from experiments.images.work import last_words, make_run
+from experiments.images.work import Stop, last_words, make_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 DRIVER = """
@@ -199,6 +200,27 @@ def test_two_processes_on_one_folder_are_refused(plan, scripts):
     assert run_plan(plan, How(workers=2)) == []
 
 
+def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with hold(tmp_path / "new", "--out=here"):
+        assert json.loads((tmp_path / "new" / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_all_that_runs_is_ended_at_once(monkeypatch):
+    """Each takes a second to leave; none waits for another."""
+    script = "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(1), sys.exit())); print('here', flush=True); time.sleep(60)"
+    stop, processes = Stop(), [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) for _ in range(4)]
+    for process in processes:
+        process.stdout.readline()
+        stop.started(process.pid)
+    start = time.time()
+    stop.set()
+    assert time.time() - start < 3 and not any(map(psutil.pid_exists, [process.pid for process in processes]))
+
+
 def test_a_killed_process_leaves_neither_lock_nor_trainings_and_the_next_goes_on(plan, scripts):
     hanging, *others = plan.runs
     (scripts / f"hang-train-{hanging.key}").touch()
@@ -294,22 +316,23 @@ def test_finished_runs_teach_their_speed(plan, scripts):
 
 
 def test_slots_share_the_cores(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert [slot["OMP_NUM_THREADS"] for slot in local_slots("cpu", 1, None).environments] == ["1"] * 8
-    assert [slot["OMP_NUM_THREADS"] for slot in local_slots("cpu", 1, 2).environments] == ["4"] * 2
-    assert len(local_slots("cpu", 4, None).environments) == 2
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)  # those that a queue gives a job
+    assert [slot["OMP_NUM_THREADS"] for slot in local_slots("cpu", 1, None)] == ["1"] * 8
+    assert [slot["OMP_NUM_THREADS"] for slot in local_slots("cpu", 1, 2)] == ["4"] * 2
+    assert len(local_slots("cpu", 4, None)) == 2
 
 
 def test_slots_share_the_gpus(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    visible = [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots("auto", 1, 6).environments]
+    visible = [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots("auto", 1, 6)]
     assert visible == ["0", "1", "2", "3", "0", "1"]
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots("cuda", 2, None).environments] == ["0,1", "2,3"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots("cuda", 2, None)] == ["0,1", "2,3"]
     with pytest.raises(UserError, match="--gpus=5"):
         local_slots("cuda", 5, None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots("cuda", 2, None).environments] == ["4,5", "6,7"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots("cuda", 2, None)] == ["4,5", "6,7"]
 
 
 class Terminal(io.StringIO):

@@ -1,13 +1,12 @@
 """The report: one file that loads nothing, is well formed, cannot be broken by what runs are called, and says the numbers that the data hold."""
 
-import dataclasses
 import html.parser
 import json
 import re
 
 import numpy as np
 import pytest
-from report_runs import CLAIMS, COLUMNS, FIGURES, KIMG, PAPER, make_table, make_values, write_run, write_runs
+from report_runs import CLAIMS, COLUMNS, FIGURES, KIMG, PAPER, cells_of, make_table, make_values, write_run, write_runs
 
 from dnnlib import UserError
 from experiments.report import axes
@@ -64,13 +63,6 @@ def read(path):
     reader.close()
     assert reader.errors == [] and reader.open == []
     return reader
-
-
-def cells_of(path, kind):
-    """The text of all cells of the tables of a class, row by row."""
-    tables = re.findall(rf'<table class="{kind}">(.*?)</table>', path.read_text(encoding="utf-8"), re.DOTALL)
-    rows = [row for table in tables for row in re.findall(r"<tr[^>]*>(.*?)</tr>", table, re.DOTALL)]
-    return [[" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -172,26 +164,6 @@ def test_a_short_budget_is_not_passed_off_for_the_published_one(tmp_path):
     assert ticks == [0, 2 * len(COLUMNS)]
     own = read(make_page([make_table(runs, paper={})], [], tmp_path / "own"))
     assert "paper" not in own.text.lower()
-
-
-@pytest.mark.parametrize(("apart", "said"), [(None, "20s"), (1.0, "10s"), (100.0, "20s")])
-def test_metrics_of_one_pass_count_once(tmp_path, apart, said):
-    """Four snapshots, two metrics of 2.5 seconds each."""
-    run = write_run(tmp_path / "run", "a", 0)
-    for which, path in enumerate(sorted(run.path.glob("metric-*.jsonl"))):
-        lines = [json.loads(text) for text in path.read_text().splitlines()]
-        lines = [line if apart is None else line | {"timestamp": 1000.0 * place + apart * which} for place, line in enumerate(lines)]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    make_page([], [run], tmp_path)
-    (row,) = [row for row in cells_of(tmp_path / HTML_FILE, "numbers cost") if row[0] == "a"]
-    assert row[5] == said
-
-
-def test_the_length_is_where_the_figures_were_taken(tmp_path):
-    runs = write_runs(tmp_path / "runs", seeds=1)
-    table = make_table(runs)
-    rows = tuple(dataclasses.replace(row, kimg=kimg) for row, kimg in zip(table.rows, (20, 40), strict=True))
-    assert "length 20 to 40 kimg" in read(make_page([dataclasses.replace(table, rows=rows)], [], tmp_path)).text
 
 
 def test_the_verdict_and_claims_are_told(example):
@@ -361,14 +333,6 @@ def test_runs_of_tables_come_first_and_once(tmp_path):
     runs = write_runs(tmp_path, seeds=1)
     extra = write_run(tmp_path / "extra", "own", 0)
     assert [run.method for run in collect([make_table(runs), make_table(runs)], [extra, runs[0]])] == ["StyleGAN2", "Pairing-GAN", "own"]
-
-
-def test_options_that_all_runs_share_are_told_once(tmp_path):
-    runs = [write_run(tmp_path / "runs" / name, name, 0, number, options={"shared": "the same", "other": name}) for number, name in enumerate("ab")]
-    path = make_page([], runs, tmp_path)
-    html = path.read_text(encoding="utf-8")
-    assert html.count("the same") == 1 and html.count('<tr class="differs"><th scope="row">other</th>') == 2
-    assert "Options that all runs of this page share" in read(path).text
 
 
 def test_markup_escapes_all_but_itself():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -39,7 +40,9 @@ def hold(folder: pathlib.Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"{what} is in use by {_holder(handle)}; wait until it ends, or give another --out") from error
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(f"{what} is in use by {_holder(handle)}; wait until it ends, or give another --out") from error
+            # Else this is a file system without locks, on which two at a time are the user's to prevent.
         handle.truncate(0)
         handle.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
         handle.flush()

@@ -19,18 +19,20 @@ GRACE_SECONDS = 30  # for a training to write a state and leave
 TERMINATED = 128 + signal.SIGTERM
 
 
-def end_tree(pid: int) -> None:
-    """Ends a process with all that it started: politely, then not."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        tree = [*root.children(recursive=True), root]
-        for process in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        _, alive = psutil.wait_procs(tree, GRACE_SECONDS)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+def end_trees(*pids: int) -> None:
+    """Ends processes with all that they started: politely and all at once, then not."""
+    trees: list[psutil.Process] = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(pid)
+            trees += [*root.children(recursive=True), root]
+    for process in trees:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(trees, GRACE_SECONDS)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def main(command: list[str]) -> int:
@@ -40,7 +42,7 @@ def main(command: list[str]) -> int:
 
     def end(*_) -> None:
         ended.set()
-        end_tree(child.pid)
+        end_trees(child.pid)
 
     def watch() -> None:
         while os.read(0, 4096):

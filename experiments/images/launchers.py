@@ -5,32 +5,38 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import pathlib
 import queue
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from dnnlib import UserError
+from dnnlib import UserError, atomic_write_text
+from dnnlib.json_files import read_json
 from experiments.images.commands import ROOT
 from experiments.images.plan import PlannedRun
 from experiments.images.work import Outcome, Stop, make_run
 
 Report = Callable[[PlannedRun, str], None]  # told a run and what is being done to it
+Slots = tuple[dict[str, str], ...]  # places for runs on this machine: an environment each
 SLURM_LOGS = "slurm"
+JOBS_FILE = "jobs.json"
 POLL_SECONDS = 2.0
+QUEUE_SECONDS = 15.0  # between two questions to Slurm, which answers all of a site
+QUEUE_TIMEOUT = 60.0
+LIVE_STATES = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUE", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT")
 LOST_SECONDS = 30.0  # after a job has left the queue, within which its result must be seen
 
 
-@dataclasses.dataclass(frozen=True)
-class Slots:
-    """Places for runs on this machine: one environment each."""
-
-    environments: tuple[dict[str, str], ...]
+def cores() -> int:
+    """Cores that this process may use; a queue or a container may leave it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def local_slots(device: str, gpus: int, workers: int | None) -> Slots:
@@ -43,10 +49,9 @@ def local_slots(device: str, gpus: int, workers: int | None) -> Slots:
     if count == 0:
         if device == "cuda":
             raise UserError("--device=cuda: torch finds no CUDA device here, use --device=cpu")
-        cores = os.cpu_count() or 1
-        number = workers or max(cores // gpus, 1)
-        threads = str(max(cores // (number * gpus), 1))
-        return Slots(({"OMP_NUM_THREADS": threads},) * number)
+        number = workers or max(cores() // gpus, 1)
+        threads = str(max(cores() // (number * gpus), 1))
+        return ({"OMP_NUM_THREADS": threads},) * number
     if gpus > count:
         raise UserError(f"--gpus={gpus}: this machine has {count} GPU(s)")
     sets = [",".join(map(str, range(first, first + gpus))) for first in range(0, count - gpus + 1, gpus)]
@@ -54,14 +59,14 @@ def local_slots(device: str, gpus: int, workers: int | None) -> Slots:
     if len(visible) >= count and all(visible):  # numbers within what this process may see
         sets = [",".join(visible[int(number)] for number in group.split(",")) for group in sets]
     number = workers or len(sets)
-    threads = str(max((os.cpu_count() or 1) // (number * gpus), 1))
-    return Slots(tuple({"CUDA_VISIBLE_DEVICES": sets[index % len(sets)], "OMP_NUM_THREADS": threads} for index in range(number)))
+    threads = str(max(cores() // (number * gpus), 1))
+    return tuple({"CUDA_VISIBLE_DEVICES": sets[index % len(sets)], "OMP_NUM_THREADS": threads} for index in range(number))
 
 
 def launch_local(runs: Sequence[PlannedRun], slots: Slots, stop: Stop, report: Report) -> Iterator[Outcome]:
     """Makes the runs on this machine, as many at once as there are slots, in order; yields each outcome as it comes."""
     free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-    for environment in slots.environments:
+    for environment in slots:
         free.put(environment)
 
     def work(run: PlannedRun) -> Outcome:
@@ -71,7 +76,7 @@ def launch_local(runs: Sequence[PlannedRun], slots: Slots, stop: Stop, report: R
         finally:
             free.put(environment)
 
-    pool = concurrent.futures.ThreadPoolExecutor(len(slots.environments))
+    pool = concurrent.futures.ThreadPoolExecutor(len(slots))
     try:
         futures = [pool.submit(work, run) for run in runs]
         for future in concurrent.futures.as_completed(futures):
@@ -83,7 +88,8 @@ def launch_local(runs: Sequence[PlannedRun], slots: Slots, stop: Stop, report: R
 
 
 def launch_slurm(runs: Sequence[PlannedRun], out: pathlib.Path, parameters: dict[str, object], stop: Stop, report: Report) -> Iterator[Outcome]:
-    """Makes each run as a job of Slurm, and yields its outcome when it ends. The jobs go on if this process ends; a later one finds their runs.
+    """Makes each run as a job of Slurm, and yields its outcome when it ends. The jobs go on if this process ends; a later one finds
+    them in the queue, or their runs.
 
     Args:
         parameters: of submitit (`slurm_partition`, `timeout_min`, ...).
@@ -91,43 +97,103 @@ def launch_slurm(runs: Sequence[PlannedRun], out: pathlib.Path, parameters: dict
     Raises:
         UserError: submitit is not installed, or Slurm is not here or refuses.
     """
-    jobs = submit(runs, out, parameters)
-    for run, job in jobs:
+    if shutil.which("squeue") is None:
+        raise UserError("--launcher=slurm: there is no squeue on this machine; start this where jobs of Slurm can be submitted")
+    waiting, refused = submit(runs, out, parameters)
+    yield from refused
+    for run, job in waiting:
         report(run, f"job {job.job_id}")
-    waiting, unseen = list(jobs), {}
+    unseen: dict[str, float] = {}
+    asked = -math.inf
     while waiting and not stop.is_set():
         for run, job in [(run, job) for run, job in waiting if job.done()]:
             waiting.remove((run, job))
             yield _outcome(run, job)
         # A Slurm without accounting forgets a job that was cancelled or killed, and submitit would wait for it for ever.
-        unseen = {job.job_id: unseen.get(job.job_id, time.time()) for _, job in waiting if not _in_queue(job)}
+        if time.time() - asked >= QUEUE_SECONDS:
+            asked = time.time()
+            if (queued := queued_jobs([job.job_id for _, job in waiting])) is not None:
+                unseen = {job.job_id: unseen.get(job.job_id, asked) for _, job in waiting if job.job_id not in queued}
         for run, job in [(run, job) for run, job in waiting if time.time() - unseen.get(job.job_id, math.inf) > LOST_SECONDS]:
             waiting.remove((run, job))
             yield Outcome(run.key, f"job {job.job_id} is not in the queue any more and left no result; see {job.paths.stderr}")
         time.sleep(POLL_SECONDS if waiting else 0)
 
 
-def _in_queue(job) -> bool:
-    """Whether Slurm has the job still; it answers with an error where it has forgotten it."""
-    answer = subprocess.run(["squeue", "--noheader", "--jobs", str(job.job_id), "--states", "all", "--format", "%T"], capture_output=True, text=True)
-    return any(state in answer.stdout for state in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED"))
+def queued_jobs(ids: Sequence[str]) -> set[str] | None:
+    """Those of the jobs that Slurm has still, waiting or running; None where it does not answer, which says nothing about them."""
+    command = ["squeue", "--noheader", "--jobs", ",".join(ids), "--states", "all", "--format", "%i %T"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=QUEUE_TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if answer.returncode == 0:
+        rows = [line.split() for line in answer.stdout.splitlines()]
+        return {row[0] for row in rows if len(row) == 2 and row[1].startswith(LIVE_STATES)}
+    if "invalid job id" not in answer.stderr.lower():
+        return None
+    if len(ids) == 1:
+        return set()  # forgotten
+    single = [queued_jobs([name]) for name in ids]
+    return None if None in single else set().union(*single)
 
 
-def submit(runs: Sequence[PlannedRun], out: pathlib.Path, parameters: dict[str, object]) -> list[tuple]:
-    """Hands the runs to Slurm; pairs of run and job. Raises UserError as `launch_slurm`."""
+def submit(runs: Sequence[PlannedRun], out: pathlib.Path, parameters: dict[str, object]) -> tuple[list[tuple], list[Outcome]]:
+    """Hands the runs to Slurm, but for those whose jobs of an earlier call are in its queue still.
+
+    Returns:
+        Pairs of run and job, and the outcomes of runs that Slurm did not take after it had taken others.
+
+    Raises:
+        UserError: as `launch_slurm`.
+    """
     try:
         import submitit
     except ImportError as error:
         raise UserError("--launcher=slurm needs the package submitit; install it with pip install submitit") from error
+    folder = (out / SLURM_LOGS).absolute()
+    known = _read_jobs(folder)
+    earlier = {run.key: known[run.key] for run in runs if run.key in known}
+    queued = queued_jobs(list(earlier.values())) if earlier else set()
+    if queued is None:
+        raise UserError("--launcher=slurm: squeue does not say whether jobs of an earlier call still wait; try again when it answers")
     threads = parameters.get("cpus_per_task", parameters.get("slurm_cpus_per_task", 1))
+    jobs: list[tuple] = []
+    for place, run in enumerate(runs):
+        if earlier.get(run.key) in queued:
+            jobs.append((run, submitit.SlurmJob(folder, earlier[run.key])))
+            continue
+        try:
+            with _importable_elsewhere():
+                executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
+                executor.update_parameters(**parameters)
+                there = dataclasses.replace(run, parent=run.parent.absolute())
+                job = executor.submit(make_run, there, {"OMP_NUM_THREADS": f"{threads}"})
+        except (OSError, RuntimeError, ValueError, TypeError, NameError, submitit.core.utils.FailedJobError) as error:
+            reason = f"the jobs cannot be handed over: {' '.join(str(error).split())[:300]}"
+            if not jobs:
+                raise UserError(f"--launcher=slurm: {reason}") from error
+            rest = [left for left in runs[place:] if earlier.get(left.key) not in queued]
+            jobs += [(left, submitit.SlurmJob(folder, earlier[left.key])) for left in runs[place:] if earlier.get(left.key) in queued]
+            return jobs, [Outcome(left.key, reason) for left in rest]
+        jobs.append((run, job))
+        known[run.key] = job.job_id
+        atomic_write_text(folder / JOBS_FILE, json.dumps(known, indent=1) + "\n")
+    return jobs, []
+
+
+def _read_jobs(folder: pathlib.Path) -> dict[str, str]:
+    """Key of a run -> its last job. Raises UserError for a damaged file."""
+    path = folder / JOBS_FILE
+    if not path.is_file():
+        return {}
     try:
-        with _importable_elsewhere():
-            executor = submitit.AutoExecutor(folder=(out / SLURM_LOGS).absolute(), cluster="slurm")
-            executor.update_parameters(**parameters)
-            absolute = [dataclasses.replace(run, parent=run.parent.absolute()) for run in runs]
-            return [(run, executor.submit(make_run, there, {"OMP_NUM_THREADS": f"{threads}"})) for run, there in zip(runs, absolute)]
-    except (OSError, RuntimeError, ValueError, TypeError, NameError, submitit.core.utils.FailedJobError) as error:
-        raise UserError(f"--launcher=slurm: the jobs cannot be handed over: {' '.join(str(error).split())[:300]}") from error
+        jobs = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it if no jobs of this folder wait in Slurm's queue") from error
+    if not isinstance(jobs, dict) or not all(isinstance(job, str) and job for job in jobs.values()):
+        raise UserError(f"{path} names no jobs; remove it if no jobs of this folder wait in Slurm's queue")
+    return jobs
 
 
 @contextlib.contextmanager

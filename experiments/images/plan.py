@@ -21,6 +21,7 @@ from training.dataset_writer import convert_dataset, make_transform
 from training.run_files import RunDir
 
 PLAN_FILE = "plan.json"
+KEYS_FILE = "keys.txt"
 RUNS = "runs"
 SMOKE_DATA, SMOKE_IMAGES, SMOKE_SIZE = "data/digits.zip", 240, 16
 
@@ -188,6 +189,10 @@ def _digits(out: pathlib.Path) -> str:
     return path.as_posix()
 
 
+# Of a budget in plan.json, what kind each field is.
+PLAN_FIELDS = {"seeds": int, "data": str, "device": str, "gpus": int, "precision": str | None, "runs": dict}
+
+
 def plan_path(out: pathlib.Path) -> pathlib.Path:
     """Where a results folder keeps what was planned in it."""
     return out / PLAN_FILE
@@ -203,6 +208,11 @@ def read_plans(out: pathlib.Path) -> dict[str, dict[str, Any]]:
         for name, plan in plans.items():
             find_budget(name)
             choose(plan["experiments"])
+            for field, kinds in PLAN_FIELDS.items():
+                if not isinstance(plan[field], kinds) or isinstance(plan[field], bool):
+                    raise TypeError(f"{field} is {plan[field]!r}")
+            if min(plan["seeds"], plan["gpus"]) < 1 or not all(isinstance(key, str) for key in plan.get("costed", [])):
+                raise ValueError(f"{plan['seeds']} seeds, {plan['gpus']} processes, costed {plan.get('costed')}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no plan ({type(error).__name__}: {error}); remove it and plan again, the runs stay") from error
     return plans
@@ -225,3 +235,10 @@ def remember_plan(plan: Plan, seconds: float | None) -> None:
         "runs": {**old.get("runs", {}), **runs},
     }
     atomic_write_text(plan_path(plan.choice.out), json.dumps({"budgets": plans}, indent=1) + "\n")
+
+
+def write_keys(plan: Plan) -> pathlib.Path:
+    """Writes the keys of a plan's runs, one per line, for a queue that makes them by number (`reproduce.py make`). Returns the file."""
+    path = plan.choice.out / KEYS_FILE
+    atomic_write_text(path, "".join(f"{run.key}\n" for run in plan.runs))
+    return path

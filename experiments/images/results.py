@@ -18,10 +18,12 @@ from experiments.images.experiments import ImageExperiment, Row, choose
 from experiments.images.methods import recognise
 from experiments.images.plan import RUNS, read_plans, run_key
 from experiments.images.run_state import read_options, run_folders
-from experiments.paper.checks import Rows
+from experiments.paper.checks import Rows, mean_interval
 from metrics.registry import parse_metrics
 from metrics.runs import Group, Run, check_protocols, load_runs
 from training.run_files import RunDir
+
+BASELINE = "StyleGAN2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,27 @@ class TableRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class Difference:
+    """How a row's figures differ from its baseline's, taken within each seed.
+
+    Attributes:
+        method: name of the row.
+        baseline: name of the other one, StyleGAN2 with the same augmentation in the same setting at the same length.
+        column: of the figure.
+        mean: of the row's figure less the baseline's over the seeds that both have.
+        interval: of the mean, 95%; None where the seeds spread too little to tell.
+        seeds: so many, at least two.
+    """
+
+    method: str
+    baseline: str
+    column: str
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
+
+
+@dataclasses.dataclass(frozen=True)
 class TableResult:
     """A table or figure of the paper, or an experiment of this project, at one budget.
 
@@ -83,6 +106,7 @@ class TableResult:
         rows: in order; those without runs too.
         claims: verdicts.
         note: what a reader must know: settings, what is missing.
+        differences: of the rows from their baselines, by row and column, where two seeds or more are there.
     """
 
     name: str
@@ -94,6 +118,7 @@ class TableResult:
     rows: tuple[TableRow, ...]
     claims: tuple[Verdict, ...]
     note: str
+    differences: tuple[Difference, ...] = ()
 
 
 def load_run(path: pathlib.Path) -> RunResult:
@@ -160,7 +185,8 @@ class _Loader:
         verdicts = tuple(self._verdict(name, experiment, columns) for name in experiment.claims)
         note = self._note(experiment, rows)
         budget = self.budget
-        return TableResult(experiment.name, experiment.title, budget.name, budget.title, self._detector(runs), columns, rows, verdicts, note)
+        head = experiment.name, experiment.title, budget.name, budget.title
+        return TableResult(*head, self._detector(runs), columns, rows, verdicts, note, self._differences(experiment, rows, columns))
 
     def _run(self, row: Row, seed: int) -> RunResult | None:
         """The run of a row under a seed, if it is there and is what its folder says."""
@@ -213,6 +239,23 @@ class _Loader:
             if nearest is not None and abs(nearest - self._kimg(row)) <= self.budget.spacing // 2:
                 values[column] = points[nearest]
         return values
+
+    def _differences(self, experiment: ImageExperiment, rows: Sequence[TableRow], columns: Sequence[str]) -> tuple[Difference, ...]:
+        """Of every row from the StyleGAN2 of its augmentation, setting and length."""
+        found = []
+        for row, shown in zip(experiment.rows, rows):
+            name = BASELINE + ("-ADA" if row.method.endswith("-ADA") else "")
+            wanted = name, self.budget.setting(row.setting), row.mark
+            pairs = [pair for pair in zip(experiment.rows, rows) if (pair[0].method, self.budget.setting(pair[0].setting), pair[0].mark) == wanted]
+            if not row.method or row.method == name or not pairs:
+                continue
+            (base, other), own = pairs[0], {run.seed: self._values(run, row, columns) for run in shown.runs}
+            others = {run.seed: self._values(run, base, columns) for run in other.runs}
+            for column in columns:
+                gains = [own[seed][column] - others[seed][column] for seed in own if column in own[seed] and column in others.get(seed, {})]
+                if len(gains) > 1:
+                    found.append(Difference(shown.method, other.method, column, statistics.fmean(gains), mean_interval(gains), len(gains)))
+        return tuple(found)
 
     def _verdict(self, name: str, experiment: ImageExperiment, columns: Sequence[str]) -> Verdict:
         """Judges a claim by the seeds that all of its methods have."""

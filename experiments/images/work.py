@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dnnlib import UserError
 from experiments.images.commands import ROOT
 from experiments.images.folder_lock import hold
-from experiments.images.guard import end_tree
+from experiments.images.guard import end_trees
 from experiments.images.plan import PlannedRun
 from experiments.images.run_state import SHEET, SHEET_STEM
 from training.run_files import RunDir
@@ -52,7 +52,7 @@ class Stop(threading.Event):
         with self._mutex:
             self._running.add(pid)
         if self.is_set():
-            end_tree(pid)
+            end_trees(pid)
 
     def ended(self, pid: int) -> None:
         """It has ended."""
@@ -64,8 +64,7 @@ class Stop(threading.Event):
         super().set()
         with self._mutex:
             running = list(self._running)
-        for pid in running:
-            end_tree(pid)
+        end_trees(*running)
 
 
 def make_run(

@@ -11,7 +11,7 @@ from dnnlib.format import format_time
 from experiments.paper.tables import aligned
 from experiments.report.markup import NONE, with_spread
 from experiments.report.studies import Study, seed_of
-from experiments.report.tables import ARROWS, VERDICTS, published_text
+from experiments.report.tables import ARROWS, DIFFERENCES, VERDICTS, difference_rows, published_text
 from metrics.runs import direction
 from metrics.trajectories import as_json, describe_protocols
 
@@ -25,6 +25,7 @@ def as_markdown(title: str, verdict: str, tables: Sequence[TableResult], studies
     for table in tables:
         parts += [f"## {_line(table.name)}: {_line(table.title)}", _facts(table), table_text(table)]
         parts += [_line(table.note)] if table.note else []
+        parts += [f"{DIFFERENCES}:", aligned([[_line(cell) for cell in row] for row in difference_rows(table)])] if table.differences else []
         parts += [
             f"- **{_line(claim.id)} {VERDICTS[claim.holds][0]}.** {_line(claim.statement)} {_line(claim.text)}".rstrip() for claim in table.claims
         ]
@@ -99,6 +100,7 @@ def as_data(title: str, verdict: str, tables: Sequence[TableResult], studies: Se
 def _table(table: TableResult) -> dict[str, Any]:
     data = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
     data["claims"] = [dataclasses.asdict(claim) for claim in table.claims]
+    data["differences"] = [dataclasses.asdict(one) for one in table.differences]
     data["rows"] = [
         {
             "method": row.method,

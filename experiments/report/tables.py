@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from experiments.report.axes import Axis
 from experiments.report.figures import title_of
-from experiments.report.markup import NONE, Markup, count, element, join, row_head, scroll_box, table_of, with_spread
+from experiments.report.markup import NONE, Markup, count, element, join, number, row_head, scroll_box, table_of, with_spread
 from experiments.report.studies import seed_of
 from metrics.runs import direction
 
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     import pathlib
 
     from experiments.images.claims import Verdict
-    from experiments.images.results import TableResult, TableRow
+    from experiments.images.results import Difference, TableResult, TableRow
 
 Anchors = Mapping["pathlib.Path", str]  # resolved folder of a run -> id of its part of the page
 
 FULL_LENGTH = "paper"  # the budget under which our figures may be set beside the published ones
+DIFFERENCES = "Differences from the baseline, taken within each seed: mean and its 95% interval"
 STRIP = (96, 16)
 ARROWS = {"higher": "↑", "lower": "↓", "": ""}
 VERDICTS = {True: ("holds", "✓"), False: ("does not hold", "✗"), None: ("is undecided", "?")}
@@ -48,7 +49,8 @@ def table_section(table: TableResult, anchors: Anchors) -> Markup:
         caution = element("p", words, class_="caution")
     body = scroll_box(_table(table, anchors), f"Table {table.name}")
     note = element("p", table.note, class_="note") if table.note else None
-    return element("section", head, body, caution, note, claims_list(table.claims), class_="result", id=f"table-{_slug(table.name)}")
+    below = caution, note, differences_block(table), claims_list(table.claims)
+    return element("section", head, body, *below, class_="result", id=f"table-{_slug(table.name)}")
 
 
 def _slug(name: str) -> str:
@@ -87,6 +89,34 @@ def _table(table: TableResult, anchors: Anchors) -> Markup:
                 cells.append(element("td", published_text(row, name), class_="paper"))
         rows.append(element("tr", *cells, element("td", _seed_links(row, anchors), class_="seeds")))
     return table_of([top, second] if two else [top], rows, "figures")
+
+
+def differences_block(table: TableResult) -> Markup | None:
+    """Differences from the baseline as a table, folded up; None where there are none."""
+    if not table.differences:
+        return None
+    (header, *lines) = difference_rows(table)
+    head = [element("th", words, scope="col") for words in header]
+    rows = [element("tr", row_head(name), *(element("td", cell) for cell in cells)) for name, *cells in lines]
+    box = scroll_box(table_of([head], rows, "numbers differences"), f"Differences in table {table.name}")
+    return element("details", element("summary", DIFFERENCES), box)
+
+
+def difference_rows(table: TableResult) -> list[list[str]]:
+    """Differences as rows of text, headings first: what less what, mean and interval of every column, number of seeds."""
+    found: dict[tuple[str, str], dict[str, Difference]] = {}
+    for one in table.differences:
+        found.setdefault((one.method, one.baseline), {})[one.column] = one
+    rows = [["method", *table.columns, "seeds"]]
+    for (method, baseline), columns in found.items():
+        cells = [_difference_text(columns[name]) if name in columns else NONE for name in table.columns]
+        rows.append([f"{method} − {baseline}", *cells, ", ".join(map(str, sorted({one.seeds for one in columns.values()})))])
+    return rows
+
+
+def _difference_text(one: Difference) -> str:
+    mean = ("+" if one.mean >= 0 else "") + number(one.mean)
+    return mean if one.interval is None else f"{mean} [{', '.join(number(end, like=one.mean) for end in one.interval)}]"
 
 
 def published_text(row: TableRow, column: str) -> str:

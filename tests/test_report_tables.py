@@ -1,0 +1,57 @@
+"""What the report says below its tables and of its runs: lengths, differences from the baseline, costs and options."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from report_runs import cells_of, make_table, write_run, write_runs
+
+from experiments.images.results import Difference
+from experiments.report.page import HTML_FILE, JSON_FILE, MARKDOWN_FILE, make_page
+
+
+def text_of(path):
+    return " ".join(re.sub(r"<[^>]*>", " ", path.read_text(encoding="utf-8")).split())
+
+
+def test_differences_from_the_baseline_are_told_everywhere(tmp_path):
+    table = make_table(write_runs(tmp_path / "runs", seeds=1))
+    pair = "Pairing-GAN", "StyleGAN2"
+    differences = Difference(*pair, "recall", -0.0123, (-0.03, 0.005), 3), Difference(*pair, "FID", 1.5, None, 2)
+    path = make_page([dataclasses.replace(table, differences=differences)], [], tmp_path)
+    wanted = ["Pairing-GAN − StyleGAN2", "–", "−0.012 [−0.030, 0.005]", "–", "+1.500", "2, 3"]
+    assert cells_of(path, "numbers differences")[1] == wanted
+    (line,) = [line for line in (tmp_path / MARKDOWN_FILE).read_text(encoding="utf-8").splitlines() if line.startswith("| Pairing-GAN − ")]
+    assert [cell.strip().replace("\\", "") for cell in line.strip("|").split("|")] == wanted
+    told = json.loads((tmp_path / JSON_FILE).read_text(encoding="utf-8"))["tables"][0]["differences"]
+    assert told == json.loads(json.dumps([dataclasses.asdict(one) for one in differences]))
+    assert "Differences from the baseline" not in make_page([table], [], tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("apart", "said"), [(None, "20s"), (1.0, "10s"), (100.0, "20s")])
+def test_metrics_of_one_pass_count_once(tmp_path, apart, said):
+    """Four snapshots, two metrics of 2.5 seconds each."""
+    run = write_run(tmp_path / "run", "a", 0)
+    for which, path in enumerate(sorted(run.path.glob("metric-*.jsonl"))):
+        lines = [json.loads(text) for text in path.read_text().splitlines()]
+        lines = [line if apart is None else line | {"timestamp": 1000.0 * place + apart * which} for place, line in enumerate(lines)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    make_page([], [run], tmp_path)
+    (row,) = [row for row in cells_of(tmp_path / HTML_FILE, "numbers cost") if row[0] == "a"]
+    assert row[5] == said
+
+
+def test_the_length_is_where_the_figures_were_taken(tmp_path):
+    runs = write_runs(tmp_path / "runs", seeds=1)
+    table = make_table(runs)
+    rows = tuple(dataclasses.replace(row, kimg=kimg) for row, kimg in zip(table.rows, (20, 40), strict=True))
+    assert "length 20 to 40 kimg" in text_of(make_page([dataclasses.replace(table, rows=rows)], [], tmp_path))
+
+
+def test_options_that_all_runs_share_are_told_once(tmp_path):
+    runs = [write_run(tmp_path / "runs" / name, name, 0, number, options={"shared": "the same", "other": name}) for number, name in enumerate("ab")]
+    path = make_page([], runs, tmp_path)
+    html = path.read_text(encoding="utf-8")
+    assert html.count("the same") == 1 and html.count('<tr class="differs"><th scope="row">other</th>') == 2
+    assert "Options that all runs of this page share" in html
