@@ -359,7 +359,8 @@ def _result_files(reader: Reader) -> Parts:
     paths = sorted((pathlib.Path(__file__).parent.parent / "docs" / "results").rglob("*.json"))
     small = [path.read_bytes() for path in paths if path.stat().st_size < 100_000]
     speeds = {"machines": {"cpu": {"sec_per_kimg": {"a": 1.0}, "sec_per_snapshot": {"b": 2.0}}}}
-    plans = {"budgets": {"short": {"experiments": ["table3"], "seeds": 1, "data": "x", "runs": {}}}}
+    where = {"device": "cpu", "gpus": 1, "precision": None}
+    plans = {"budgets": {"short": {"experiments": ["table3"], "seeds": 1, "data": "x", "runs": {}} | where}}
 
     def read(path: pathlib.Path) -> None:
         data = path.read_bytes()

@@ -316,6 +316,21 @@ def test_time_is_what_is_left_at_the_measured_speed(plan):
     assert "3 runs: 0 measured, 1 begun, 2 missing. About 5s on" in text and "[missing]" in text and f"    {first.command}\n" in text
 
 
+def test_two_processes_keep_each_others_speeds(plan):
+    one, other = Speed(plan.choice.out), Speed(plan.choice.out)
+    one.training["a"] = 1.0
+    one.save()
+    other.training |= {"b": 2.0}
+    other.measuring["m"] = 3.0
+    other.save()
+    assert other.training == {"a": 1.0, "b": 2.0}
+    other.training["a"] = 4.0
+    other.save()
+    one.training["c"] = 5.0
+    one.save()  # knows an older "a"
+    assert Speed(plan.choice.out).training == {"a": 4.0, "b": 2.0, "c": 5.0} and Speed(plan.choice.out).measuring == {"m": 3.0}
+
+
 def test_weights_do_not_change_the_cost_class(tmp_path):
     runs = {run.method: run for run in smoke_plan(tmp_path, "tableC", "larger-embedding", "larger-towers", "table4").runs}
     assert cost_class(runs["Pairing-GAN"]) == cost_class(runs["Pairing-GAN(.10)"]) != cost_class(runs["StyleGAN2"])

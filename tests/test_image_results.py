@@ -10,9 +10,9 @@ import pytest
 from image_plans import smoke_plan, stand_ins
 
 from dnnlib import UserError
-from experiments.images import work
+from experiments.images import results, work
 from experiments.images.claims import CLAIMS, at_stage, judge
-from experiments.images.plan import remember_plan
+from experiments.images.plan import Choice, make_plan, remember_plan
 from experiments.images.results import load_run, load_tables
 from experiments.images.run import How, run_plan
 from experiments.paper.checks import mean_interval
@@ -76,6 +76,22 @@ def test_rows_are_set_against_their_baseline_within_seeds(out):
     assert {one.baseline for one in table(out, "table4").differences} == {"StyleGAN2-ADA"}
     halves = {(one.method, one.baseline) for one in table(out, "tableB").differences}
     assert ("Pairing-GAN, ADA, 0 kimg", "StyleGAN2, ADA, 0 kimg") in halves and len(halves) == 4
+
+
+def test_tables_say_what_was_trained_on(out):
+    assert table(out, "table3").training == "all images, fp32"
+    path = run_folder(out, "smoke-noaug-stylegan2-seed1") / "training_options.json"
+    options = json.loads(path.read_text())
+    options["D_kwargs"] |= {"num_fp16_res": 4, "low_precision": "bfloat16"}
+    assert results._precision(options) == "bf16"
+    remember_plan(smoke_plan(out, "collapse-500"), None)
+    assert table(out, "collapse-500").training == "20 images"
+
+
+def test_published_figures_are_spoken_of_where_there_are_some(tmp_path):
+    data = smoke_plan(tmp_path).data
+    remember_plan(make_plan(Choice(("table3", "larger-lambda"), "short", tmp_path, data)), None)
+    assert ["published" in table(tmp_path, name).note.partition("Trained on")[0] for name in ("table3", "larger-lambda")] == [True, False]
 
 
 def test_one_seed_has_no_differences(out):

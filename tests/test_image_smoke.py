@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from headless_browser import Browser, complaints, find_browser
@@ -65,6 +66,12 @@ def test_table_3_from_plan_to_page(command, tmp_path):
     assert command("report", run, f"--out={tmp_path / 'mine'}")[0] == 0 and (tmp_path / "mine" / "report.html").exists()
 
 
+def work_of_others():
+    """Seconds that the machine's processors have worked for anything but this process and what it started and saw end."""
+    times = psutil.cpu_times()
+    return sum(getattr(times, kind, 0) for kind in ("user", "nice", "system", "irq", "softirq", "steal")) - sum(os.times()[:4])
+
+
 def check_all_tables(command, out):
     """Every table and figure of the paper is filled, judged as far as one seed can be, and on a page that opens."""
     assert {path.name for path in (out / "runs").iterdir()} == ALL_RUNS
@@ -81,13 +88,13 @@ def check_all_tables(command, out):
 
 
 def test_all_tables_from_nothing_to_a_page_in_two_minutes(command, tmp_path):
-    alone = os.getloadavg()[0] < 0.5
-    start = time.time()
+    start, others = time.time(), work_of_others()
     status, printed, errors = command("run", "all", "--budget=smoke", f"--out={tmp_path}", "--device=cpu")
     assert status == 0 and "All is measured" in printed, printed + errors
     check_all_tables(command, tmp_path)
-    if alone and os.getloadavg()[0] < len(ALL_RUNS):  # other work on the machine takes its time from this
-        assert time.time() - start < 120
+    elapsed = time.time() - start
+    if work_of_others() - others < 0.2 * elapsed:  # else what else goes on here, not the plan, decides how long it takes
+        assert elapsed < 120
 
 
 @pytest.mark.slow

@@ -15,6 +15,15 @@ def text_of(path):
     return " ".join(re.sub(r"<[^>]*>", " ", path.read_text(encoding="utf-8")).split())
 
 
+def test_tables_of_two_budgets_have_ids_of_their_own_and_no_folders_of_the_machine(tmp_path):
+    tables = [make_table(write_runs(tmp_path / name, seeds=1), budget=f"{name}: words") for name in ("short", "paper")]
+    html = make_page([dataclasses.replace(tables[0], training="500 images, fp32"), tables[1]], [], tmp_path).read_text(encoding="utf-8")
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids)) and {"table-short-table3", "table-paper-table3"} <= set(ids)
+    assert str(tmp_path) not in html and 'title="short/short-noaug-0-seed0/00000-digits"' in html
+    assert "<dt>training</dt> <dd>500 images, fp32</dd>" in html
+
+
 def test_differences_from_the_baseline_are_told_everywhere(tmp_path):
     table = make_table(write_runs(tmp_path / "runs", seeds=1))
     pair = "Pairing-GAN", "StyleGAN2"

@@ -24,6 +24,7 @@ from metrics.runs import Group, Run, check_protocols, load_runs
 from training.run_files import RunDir
 
 BASELINE = "StyleGAN2"
+PRECISION_NAMES = {"bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,7 @@ class TableResult:
         claims: verdicts.
         note: what a reader must know: settings, what is missing.
         differences: of the rows from their baselines, by row and column, where two seeds or more are there.
+        training: how many images the runs saw, and in which precision.
     """
 
     name: str
@@ -119,6 +121,7 @@ class TableResult:
     claims: tuple[Verdict, ...]
     note: str
     differences: tuple[Difference, ...] = ()
+    training: str = ""
 
 
 def load_run(path: pathlib.Path) -> RunResult:
@@ -186,7 +189,14 @@ class _Loader:
         note = self._note(experiment, rows)
         budget = self.budget
         head = experiment.name, experiment.title, budget.name, budget.title
-        return TableResult(*head, self._detector(runs), columns, rows, verdicts, note, self._differences(experiment, rows, columns))
+        differences, training = self._differences(experiment, rows, columns), self._training(experiment, runs)
+        return TableResult(*head, self._detector(runs), columns, rows, verdicts, note, differences, training)
+
+    def _training(self, experiment: ImageExperiment, runs: Sequence[RunResult]) -> str:
+        """Sizes of the training sets, and precisions of the runs that are there."""
+        sizes = dict.fromkeys(self.budget.regimes[self.budget.setting(row.setting)].subset for row in experiment.rows if row.method)
+        words = ["all images" if size is None else f"{size:,} images" for size in sizes]
+        return ", ".join([" or ".join(words), *sorted({_precision(read_options(run.path)) for run in runs})])
 
     def _run(self, row: Row, seed: int) -> RunResult | None:
         """The run of a row under a seed, if it is there and is what its folder says."""
@@ -304,12 +314,19 @@ class _Loader:
         found = [(row, {run.seed for run in shown.runs}) for row, shown in zip(experiment.rows, rows) if row.method]
         missing = {(row.method, self.budget.setting(row.setting), seed) for row, have in found for seed in range(self.seeds) if seed not in have}
         lengths = ", ".join(f"{value:,}" for value in kimg)
-        parts = [self.budget.note, f"Trained on {self.data}, measured at {lengths} kimg.", f"{'; '.join(weights)}."]
+        parts = [self.budget.note, *([self.budget.beside] if self.budget.beside and any(row.paper for row in experiment.rows) else [])]
+        parts += [f"Trained on {self.data}, measured at {lengths} kimg.", f"{'; '.join(weights)}."]
         parts += [f"Published figures: {experiment.source}."] if experiment.source else []
         odd = {key: self._odd[key] for row in own for seed in range(self.seeds) if (key := self._key(row, seed)) in self._odd}
         parts += [f"Left out: {key} {reason}." for key, reason in odd.items()]
         parts += [f"{len(missing)} of {len(runs)} runs are not measured yet."] if missing else []
         return " ".join(parts)
+
+
+def _precision(options: Mapping[str, Any]) -> str:
+    """Of a training: fp32, or what its lower layers compute in."""
+    layers = options.get("D_kwargs", {})
+    return PRECISION_NAMES.get(layers.get("low_precision"), "fp16") if layers.get("num_fp16_res") else "fp32"
 
 
 def _of(figures: dict[str, float], columns: Sequence[str]) -> dict[str, float]:

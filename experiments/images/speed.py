@@ -19,6 +19,7 @@ import torch
 from dnnlib import UserError, atomic_write_text
 from dnnlib.json_files import read_json, read_json_lines
 from experiments.images.commands import parse_options
+from experiments.images.folder_lock import wait_for
 from experiments.images.plan import Plan, PlannedRun
 from experiments.images.run_state import run_folders
 from experiments.images.work import SCRIPTS, Stop, execute
@@ -87,15 +88,23 @@ class Speed:
 
     def __init__(self, out: pathlib.Path):
         self.path, self.name = out / SPEED_FILE, machine()
-        self._machines = _read(self.path)
-        own = self._machines.setdefault(self.name, {"sec_per_kimg": {}, "sec_per_snapshot": {}})
+        machines = _read(self.path)
+        own = machines.get(self.name, {"sec_per_kimg": {}, "sec_per_snapshot": {}})
         self.training: dict[str, float] = own["sec_per_kimg"]
         self.measuring: dict[str, float] = own["sec_per_snapshot"]
+        self._known = dict(self.training), dict(self.measuring)
 
     def save(self) -> None:
-        """Writes the file."""
+        """Adds what is new to the file, which other processes may have written meanwhile, and takes over what they found."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(self.path, json.dumps({"machines": self._machines}, indent=1) + "\n")
+        with wait_for(self.path.with_suffix(".lock")):
+            machines = _read(self.path)
+            own = machines.setdefault(self.name, {"sec_per_kimg": {}, "sec_per_snapshot": {}})
+            for found, known, kept in zip((self.training, self.measuring), self._known, (own["sec_per_kimg"], own["sec_per_snapshot"])):
+                kept |= {kind: seconds for kind, seconds in found.items() if known.get(kind) != seconds}
+                found |= kept
+            self._known = dict(self.training), dict(self.measuring)
+            atomic_write_text(self.path, json.dumps({"machines": machines}, indent=1) + "\n")
 
     def left(self, run: PlannedRun) -> Left:
         """What is left of a run takes so long."""

@@ -99,7 +99,7 @@ def _sections(
 ) -> tuple[list[Section], list[Section]]:
     """What there is to show above the pictures, and below them."""
     charts = [join(training_block(study, f"training-{number}"), signals_block(study)) for number, study in enumerate(studies, start=1)]
-    before = _section("tables", "Tables and claims", [table_section(table, anchors) for table in tables])
+    before = _section("tables", "Tables and claims", [table_section(table, anchors, out) for table in tables])
     before += _section("training", "Over training", _titled(studies, charts))
     if not runs:
         return before, []

@@ -16,7 +16,7 @@ from experiments.report.figures import title_of
 from experiments.report.markup import NONE, Markup, count, element, join, row_head, scroll_box, table_of
 from experiments.report.plain import numbers_of
 from experiments.report.signals import signals_of
-from experiments.report.studies import Series, Study, options_that_differ, read_options, seed_of
+from experiments.report.studies import Series, Study, options_that_differ, path_text, read_options, seed_of
 from experiments.report.tables import ARROWS, Anchors
 from metrics.runs import direction
 from metrics.trajectories import describe_protocols
@@ -215,12 +215,6 @@ def _in_words(options: Mapping[str, Any]) -> dict[str, str]:
     """Options as they are shown; of places the name alone."""
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
     return {name: pathlib.PurePath(text).name if name in PLACES else text for name, text in texts.items()}
-
-
-def path_text(path: pathlib.Path, root: pathlib.Path) -> str:
-    """A run's path, from the report's folder where it lies inside."""
-    resolved, top = path.resolve(), root.resolve()
-    return resolved.relative_to(top).as_posix() if resolved.is_relative_to(top) else path.as_posix()
 
 
 def _run(

@@ -198,6 +198,12 @@ def seed_of(result: RunResult) -> str:
     return "seed unknown" if result.seed is None else f"seed {result.seed}"
 
 
+def path_text(path: pathlib.Path, root: pathlib.Path) -> str:
+    """A run's path, from the report's folder where it lies inside."""
+    resolved, top = path.resolve(), root.resolve()
+    return resolved.relative_to(top).as_posix() if resolved.is_relative_to(top) else path.as_posix()
+
+
 def options_that_differ(options: Sequence[Mapping[str, Any]]) -> set[str]:
     """Names of the options that are not the same in all runs, seed and bookkeeping left out."""
     names = {name for table in options for name in table if not (BOOKKEEPING | {SEED}) & set(name.split("."))}

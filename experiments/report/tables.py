@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from experiments.report.axes import Axis
 from experiments.report.figures import title_of
 from experiments.report.markup import NONE, Markup, count, element, join, number, row_head, scroll_box, table_of, with_spread
-from experiments.report.studies import seed_of
+from experiments.report.studies import path_text, seed_of
 from metrics.runs import direction
 
 if TYPE_CHECKING:
@@ -32,14 +32,16 @@ def is_full_length(table: TableResult) -> bool:
     return table.budget_name == FULL_LENGTH
 
 
-def table_section(table: TableResult, anchors: Anchors) -> Markup:
+def table_section(table: TableResult, anchors: Anchors, root: pathlib.Path) -> Markup:
     """A table with its budget and detector above, its verdicts and its note below.
 
     Args:
         table: what to show.
         anchors: where the runs are on the page.
+        root: folder of the page.
     """
-    facts = [("budget", table.budget), ("detector", table.detector), ("length", _length(table)), ("seeds", _seeds(table))]
+    facts = [("budget", table.budget), ("training", table.training), ("detector", table.detector), ("length", _length(table))]
+    facts.append(("seeds", _seeds(table)))
     shown = [element("div", element("dt", name), " ", element("dd", value)) for name, value in facts if value]
     head = element("header", element("h3", element("code", table.name), " ", table.title.removesuffix(".")), element("dl", *shown, class_="facts"))
     published = any(row.paper for row in table.rows)
@@ -47,10 +49,10 @@ def table_section(table: TableResult, anchors: Anchors) -> Markup:
     if published and not is_full_length(table):
         words = "Not at the published length: compare the order of the rows, not the values."
         caution = element("p", words, class_="caution")
-    body = scroll_box(_table(table, anchors), f"Table {table.name}")
+    body = scroll_box(_table(table, anchors, root), f"Table {table.name}")
     note = element("p", table.note, class_="note") if table.note else None
     below = caution, note, differences_block(table), claims_list(table.claims)
-    return element("section", head, body, *below, class_="result", id=f"table-{_slug(table.name)}")
+    return element("section", head, body, *below, class_="result", id=f"table-{_slug(table.budget_name)}-{_slug(table.name)}")
 
 
 def _slug(name: str) -> str:
@@ -70,7 +72,7 @@ def _seeds(table: TableResult) -> str:
     return " or ".join(map(str, numbers)) + " per row" if numbers else ""
 
 
-def _table(table: TableResult, anchors: Anchors) -> Markup:
+def _table(table: TableResult, anchors: Anchors, root: pathlib.Path) -> Markup:
     columns = {name: any(name in row.paper for row in table.rows) for name in table.columns}
     rulers = {name: _ruler(table, name) for name in columns}
     two = 2 if any(columns.values()) else None
@@ -87,7 +89,7 @@ def _table(table: TableResult, anchors: Anchors) -> Markup:
             cells.append(_ours(row, name, rulers[name], anchors, is_full_length(table)))
             if published:
                 cells.append(element("td", published_text(row, name), class_="paper"))
-        rows.append(element("tr", *cells, element("td", _seed_links(row, anchors), class_="seeds")))
+        rows.append(element("tr", *cells, element("td", _seed_links(row, anchors, root), class_="seeds")))
     return table_of([top, second] if two else [top], rows, "figures")
 
 
@@ -162,13 +164,13 @@ def _strip(mean: float, spread: float, paper: float | None, ruler: Axis | None) 
     return element("svg", *parts, viewBox=f"0 0 {STRIP[0]} {STRIP[1]}", class_="strip", aria_hidden="true")
 
 
-def _seed_links(row: TableRow, anchors: Anchors) -> Markup | str:
+def _seed_links(row: TableRow, anchors: Anchors, root: pathlib.Path) -> Markup | str:
     if not row.runs:
         return "none"
     links = []
     for run in row.runs:
         words = NONE if run.seed is None else str(run.seed)
-        where = {"href": f"#{anchors[run.path.resolve()]}", "title": run.path.as_posix(), "aria_label": f"{row.method}, {seed_of(run)}"}
+        where = {"href": f"#{anchors[run.path.resolve()]}", "title": path_text(run.path, root), "aria_label": f"{row.method}, {seed_of(run)}"}
         links.append(element("a", words, **where))
     return join(links, by=" ")
 
