@@ -46,6 +46,11 @@ class RandomImages:
     def __len__(self) -> int:
         return IMAGES
 
+    @property
+    def classes(self) -> np.ndarray | None:
+        """The class of every image, int64; None without labels."""
+        return np.arange(IMAGES) % self.label_dim if self.label_dim else None
+
     def get_labels(self, indices: np.ndarray) -> np.ndarray:
         """One-hot labels, float32 [len(indices), label_dim]."""
         return np.eye(max(self.label_dim, 1), dtype=np.float32)[np.asarray(indices) % max(self.label_dim, 1)][:, : self.label_dim]

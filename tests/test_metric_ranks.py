@@ -129,7 +129,7 @@ def test_what_fails_on_one_rank_fails_on_all_alike(scripts, tmp_path):
 def test_full_precision_is_switched_on_and_the_settings_come_back(old):
     """Whether TF32 was allowed by the flags of before PyTorch 2.9 or by the names since."""
     places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [place.fp32_precision for place in places]
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         if old:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -142,10 +142,7 @@ def test_full_precision_is_switched_on_and_the_settings_come_back(old):
         if old:
             assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
     finally:
-        if old:
-            torch.backends.cuda.matmul.allow_tf32 = False
-        for place, value in zip(places, before):
-            place.fp32_precision = value
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before  # which sets the newer names, too
 
 
 def test_full_precision_without_the_newer_names(monkeypatch):
