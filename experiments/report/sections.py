@@ -112,13 +112,14 @@ def _readout(study: Study) -> Markup:
         if not found:
             continue
         cells = [element("th", element("span", class_="swatch"), series.short, scope="row", class_=style(series))]
-        for figure in figures:
+        when = {step: {"kimg": f"{step:,}"} for step in found}
+        for figure, values in (("kimg", when), *((figure, found) for figure in figures)):
             texts: list[str] = []
             for step in study.steps:
-                texts.append(found.get(step, {}).get(figure) or (texts[-1] if texts else NONE))
+                texts.append(values.get(step, {}).get(figure) or (texts[-1] if texts else NONE))
             cells.append(element("td", texts[-1], data_texts=json.dumps(texts, ensure_ascii=False)))
         rows.append(element("tr", *cells))
-    head = [element("th", words, scope="col") for words in ("At this time", *map(title_of, figures))]
+    head = [element("th", words, scope="col") for words in ("At this time", "measured at kimg", *map(title_of, figures))]
     return scroll_box(table_of([head], rows, "readout"), f"Figures of {study.title} at the chosen time")
 
 
