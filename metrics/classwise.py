@@ -6,7 +6,7 @@ Pure functions of features and labels. Every class needs enough images of its ow
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def class_numbers(labels: Any) -> torch.Tensor:
 
 
 def classwise_fid(real_rows: Any, real_labels: Any, fake_rows: Any, fake_labels: Any) -> dict[str, float]:
-    """Fréchet distance (Heusel et al. 2017) between the real and the generated features of each class, and the mean over classes.
+    """Fréchet distance (Heusel et al. 2017) between the real and the generated features of each class, their mean and the worst of them.
 
     The covariance of fewer images than features is rank-deficient and the distance biased upwards, the more so the fewer they are: compare such
     figures at equal numbers only. A warning says so.
@@ -43,7 +43,7 @@ def classwise_fid(real_rows: Any, real_labels: Any, fake_rows: Any, fake_labels:
         real_labels, fake_labels: their classes, as `class_numbers` takes them.
 
     Returns:
-        {"_class0": ..., "_class1": ..., "_mean": ...}, the classes in rising order.
+        {"_class0": ..., "_class1": ..., "_mean": ..., "_worst": ...}, the classes in rising order.
 
     Raises:
         UserError: features that are not finite matrices of one width, labels that do not fit them, or a class with fewer than 2 images on a side.
@@ -55,13 +55,13 @@ def classwise_fid(real_rows: Any, real_labels: Any, fake_rows: Any, fake_labels:
         short = sum(min(map(len, sides)) < width for sides in classes.values())
         found = f"{short} of {len(classes)} classes have fewer images than the features have dimensions ({width:,}), class {number} only {smallest:,}"
         warnings.warn(f"{found}: their FID is biased upwards and comparable at equal numbers only", stacklevel=2)
-    return _figures(classes, distance_of_fitted_gaussians)
+    return _figures(classes, distance_of_fitted_gaussians, worst=max)
 
 
 def classwise_coverage(
     real_rows: Any, real_labels: Any, fake_rows: Any, fake_labels: Any, nearest_k: int = 3, *, device: torch.device | str | None = None
 ) -> dict[str, float]:
-    """Coverage (Naeem et al. 2020) of each class's real images by its generated ones, and the mean over classes.
+    """Coverage (Naeem et al. 2020) of each class's real images by its generated ones, their mean and the worst of them.
 
     Coverage depends on how many fakes there are per real image, so the larger side of a class is cut to the size of the smaller one, its first
     images kept: a perfect generator then reaches about 1 - 2^-k in every class.
@@ -73,7 +73,7 @@ def classwise_coverage(
         device: where distances are computed; default is the device of the features.
 
     Returns:
-        {"_class0": ..., "_class1": ..., "_mean": ...}, the classes in rising order.
+        {"_class0": ..., "_class1": ..., "_mean": ..., "_worst": ...}, the classes in rising order.
 
     Raises:
         UserError: features that are not finite matrices of one width, labels that do not fit them, or a class with fewer than k + 1 images on a side.
@@ -83,7 +83,7 @@ def classwise_coverage(
         count = min(len(real), len(fake))
         return compute_prdc(real[:count], fake[:count], nearest_k, device=device)["coverage"]
 
-    return _figures(_by_class(real_rows, real_labels, fake_rows, fake_labels, at_least=nearest_k + 1), coverage)
+    return _figures(_by_class(real_rows, real_labels, fake_rows, fake_labels, at_least=nearest_k + 1), coverage, worst=min)
 
 
 def _by_class(
@@ -109,6 +109,10 @@ def _by_class(
     return classes
 
 
-def _figures(classes: dict[int, tuple[torch.Tensor, torch.Tensor]], figure: Callable[[torch.Tensor, torch.Tensor], float]) -> dict[str, float]:
+def _figures(
+    classes: dict[int, tuple[torch.Tensor, torch.Tensor]],
+    figure: Callable[[torch.Tensor, torch.Tensor], float],
+    worst: Callable[[Iterable[float]], float],
+) -> dict[str, float]:
     figures = {f"_class{number}": figure(*sides) for number, sides in classes.items()}
-    return figures | {"_mean": sum(figures.values()) / len(figures)}
+    return figures | {"_mean": sum(figures.values()) / len(figures), "_worst": worst(figures.values())}

@@ -60,15 +60,18 @@ if sys.argv[1] == "show":
     pathlib.Path(given["out"] + ".json").write_text(json.dumps({"fake": pathlib.Path(given["fake"]).name}))
     sys.exit()
 run = pathlib.Path(given["network"])
+snapshots = sorted(run.glob("network-snapshot-*"))
+if run.is_file():
+    run, snapshots = run.parent, [run]
 key = run.parent.name
-note("measure", key)
+note("measure" if len(snapshots) > 1 else "measure-end", key)
 wait("measure", key)
 sys.path.insert(0, str(here))
 from values import value
-for snapshot in sorted(run.glob("network-snapshot-*")):
+for snapshot in snapshots:
     for metric in given["metrics"].split(","):
         name = f"{metric}_{given['detector']}"
-        ends = ("_precision", "_recall", "_coverage") if metric.startswith("prdc") else ("",)
+        ends = ("_precision", "_recall", "_coverage") if metric.startswith("prdc") else ("_mean", "_worst") if "classwise" in metric else ("",)
         kimg = int(snapshot.stem[-6:])
         line = {"results": {name + end: value(key, name + end, kimg) for end in ends}, "metric": name, "snapshot_pkl": snapshot.name}
         with open(run / f"metric-{name}.jsonl", "a") as handle:

@@ -54,8 +54,8 @@ def test_fid_is_that_of_each_class_alone_and_their_mean():
     (real, real_labels), (fake, fake_labels) = make_side(0), make_side(1, counts=(30, 50, 20), shift=0.5)
     figures = classwise_fid(real, real_labels, fake, fake_labels)
     expected = [frechet(real[real_labels == number], fake[fake_labels == number]) for number in range(CLASSES)]
-    assert list(figures) == ["_class0", "_class1", "_class2", "_mean"]
-    assert list(figures.values()) == pytest.approx([*expected, np.mean(expected)], rel=1e-9)
+    assert list(figures) == ["_class0", "_class1", "_class2", "_mean", "_worst"]
+    assert list(figures.values()) == pytest.approx([*expected, np.mean(expected), max(expected)], rel=1e-9)
 
 
 @pytest.mark.parametrize("counts", [((2, 4), (3, 5)), ((20, 3), (20, 40)), ((3, 40), (40, 20)), ((12, 13), (13, 11))])
@@ -98,7 +98,8 @@ def test_coverage_is_that_of_each_class_alone_cut_to_equal_numbers():
         own = real[real_labels == number][:count], fake[fake_labels == number][:count]
         expected.append(compute_prdc(*own, nearest_k=2)["coverage"])
     assert 0 < min(expected) < max(expected) < 1
-    assert figures == {"_class0": expected[0], "_class1": expected[1], "_class2": expected[2], "_mean": pytest.approx(np.mean(expected))}
+    assert [figures[f"_class{number}"] for number in range(CLASSES)] == expected
+    assert figures["_mean"] == pytest.approx(np.mean(expected)) and figures["_worst"] == min(expected)
 
 
 def test_a_generator_that_swaps_classes_covers_none():
@@ -106,7 +107,7 @@ def test_a_generator_that_swaps_classes_covers_none():
     real += 1000 * labels[:, None]
     assert classwise_coverage(real, labels, real, labels)["_mean"] == 1
     swapped = classwise_coverage(real, labels, real, 1 - labels)
-    assert swapped == {"_class0": 0, "_class1": 0, "_mean": 0}
+    assert swapped == {"_class0": 0, "_class1": 0, "_mean": 0, "_worst": 0}
 
 
 # Both.
@@ -118,7 +119,7 @@ def test_one_lost_class_shows_in_its_own_figure_only(metric):
     before = metric(real, real_labels, fake, fake_labels)
     fake = np.where((fake_labels == 1)[:, None], fake[fake_labels == 1][:1] + 1000, fake)
     after = metric(real, real_labels, fake, fake_labels)
-    assert {name for name in before if after[name] != before[name]} == {"_class1", "_mean"}
+    assert {name for name in before if after[name] != before[name]} == {"_class1", "_mean", "_worst"}
     assert (after["_class1"] > before["_class1"]) == (metric is classwise_fid)
 
 

@@ -124,6 +124,14 @@ def test_tables_share_their_runs(tmp_path):
     assert both.runs[0].experiments == ("table3", "figure4", "tableB") and len(both.runs) == 5
 
 
+def test_columns_that_only_the_end_has_are_measured_for_tables_that_show_them(tmp_path):
+    choice = Choice(("table3", "latents"), "short", tmp_path, smoke_plan(tmp_path).data)
+    assert {run.end_metrics for run in make_plan(choice).runs} == {("coverage_classwise", "collision", "pairing_acc")}
+    assert {run.end_metrics for run in make_plan(dataclasses.replace(choice, names=("table3",))).runs} == {()}
+    (smoke,) = {run.end_metrics for run in smoke_plan(tmp_path, "latents").runs}
+    assert smoke == ("coverage_classwise",)  # minutes of a probe are no test of the machinery
+
+
 def test_subsets_are_measured_against_all_images(tmp_path):
     for run in smoke_plan(tmp_path, "collapse-500").runs:
         assert run.options["training_set_kwargs"]["max_size"] == 20 and f"--data={tmp_path.as_posix()}/data/digits.zip" in run.measuring
@@ -137,7 +145,7 @@ def test_the_short_budget_is_what_the_notes_prescribe(plan, tmp_path):
     command = runs["Pairing-GAN", 2].command
     for option in ("cfg=cifar-small", "aug=noaug", "gamma=0.1", "kimg=60", "tick=5", "snap=3", "pairing-weight=0.05", "seed=2", "metrics=none"):
         assert f"--{option}" in command.split()
-    assert runs["MS-GAN(+R1)", 0].measuring == ("--metrics=fid10k,prdc10k5", "--detector=embedded")
+    assert runs["MS-GAN(+R1)", 0].metrics == ("fid10k", "prdc10k5") and runs["MS-GAN(+R1)", 0].measuring == ("--detector=embedded",)
     assert runs["StyleGAN2-ADA", 0].options["loss_kwargs"]["r1_gamma"] == 0.01
 
 
@@ -306,7 +314,7 @@ def test_time_is_what_is_left_at_the_measured_speed(plan):
     assert measured.left(first).total is None
     measured.training.update({cost_class(run): 3.0 for run in plan.runs})
     assert (measured.left(first).training, measured.left(first).measuring) == (3.0 * first.kimg, None)
-    measured.measuring[speed.metric_class(first)] = 0.5
+    measured.measuring[speed.metric_class(first, first.metrics)] = 0.5
     assert measured.left(first).total == 3.0 * first.kimg + 0.5 * first.snapshots
     fake_run(first)
     assert measured.left(first).total == 1.0
@@ -314,6 +322,18 @@ def test_time_is_what_is_left_at_the_measured_speed(plan):
     assert Speed(plan.choice.out).left(others[0]).total == 3.0 * first.kimg + 0.5 * first.snapshots
     text = show.show_plan(plan, measured, slots=2)
     assert "3 runs: 0 measured, 1 begun, 2 missing. About 5s on" in text and "[missing]" in text and f"    {first.command}\n" in text
+
+
+def test_metrics_of_the_end_take_their_own_time(tmp_path):
+    run = smoke_plan(tmp_path, "latents").runs[0]
+    measured = Speed(tmp_path)
+    measured.training[cost_class(run)], (every, end) = 3.0, speed.metric_classes(run)
+    measured.measuring[every] = 0.5
+    assert measured.left(run).measuring is None
+    measured.measuring[end] = 7.0
+    assert measured.left(run).measuring == 0.5 * run.snapshots + 7.0
+    fake_run(run)
+    assert measured.left(run).total == 2 * 0.5 + 7.0
 
 
 def test_two_processes_keep_each_others_speeds(plan):

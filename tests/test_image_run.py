@@ -96,6 +96,18 @@ def test_what_is_missing_is_made_and_nothing_else(plan, scripts):
     assert run_plan(plan, How(workers=1)) == [] and calls(scripts)[4:] == [("look", third.key)]
 
 
+def test_the_end_alone_is_measured_where_a_table_shows_it(plan, scripts):
+    run_plan(plan, How(workers=2))
+    (scripts / "calls.txt").unlink()
+    latents = smoke_plan(plan.choice.out, "latents")
+    assert {str(run.look()) for run in latents.runs} == {"finished, 2 of 2 snapshots measured, metrics of the end missing"}
+    assert run_plan(latents, How(workers=1)) == [] and calls(scripts) == [("measure-end", run.key) for run in latents.runs]
+    assert run_plan(latents, How(workers=1)) == [] and len(calls(scripts)) == 3
+    table = load_tables(plan.choice.out)[-1]
+    assert table.name == "latents" and table.columns == ("precision", "coverage", "worst class")
+    assert all(row.ours.keys() == set(table.columns) for row in table.rows)
+
+
 def test_a_plan_of_longer_runs_takes_the_shorter_ones_further(plan, scripts):
     assert run_plan(plan, How(workers=2)) == []
     longer = plan.runs[0]

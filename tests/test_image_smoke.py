@@ -96,6 +96,11 @@ def test_all_tables_from_nothing_to_a_page_in_two_minutes(command, tmp_path):
     assert work_of_children() - start < 2 * 120
     before = lines_of(tmp_path)
     assert command(*given)[0] == 0 and lines_of(tmp_path) == before  # nothing is done twice
+    assert command("run", "latents", *given[2:])[0] == 0  # a table whose runs are there: their ends are measured
+    after = lines_of(tmp_path)
+    added = {path: text for path, text in after.items() if path not in before}
+    assert before.items() <= after.items() and {path.name for path in added} == {"metric-coverage_classwise_embedded.jsonl"}
+    assert len(added) == 3 and all(text.count("\n") == 1 and "network-snapshot-000001" in text for text in added.values())
 
 
 @pytest.mark.slow

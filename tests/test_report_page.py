@@ -294,6 +294,14 @@ def test_figures_that_seeds_share_at_no_time_are_left_out(tmp_path):
     assert find_studies([write_run(tmp_path / "b", "b", 0, values={precision: {0: 0.1}, coverage: {20: 0.1}})])[0][0].planes == ()
 
 
+def test_figures_of_one_time_are_numbers_and_no_curves(tmp_path):
+    precision, recall, *_ = FIGURES
+    (study,), _ = find_studies([write_run(tmp_path / "a", "a", 0, values={precision: {0: 0.2, 20: 0.4}, recall: {20: 0.3}})])
+    assert set(study.points) == {precision, recall} and study.curves == [precision]
+    (study,), _ = find_studies([write_run(tmp_path / "b", "b", 0, values={precision: {20: 0.4}, recall: {20: 0.3}})])
+    assert study.curves == list(study.points)  # nothing has more
+
+
 def test_runs_measured_otherwise_are_not_in_one_chart(tmp_path):
     runs = [write_run(tmp_path / name, name, 0, number) for number, name in enumerate(("a", "b", "c"))]
     file = runs[1].path / "metric-fid10k_embedded.jsonl"

@@ -29,7 +29,7 @@ from training.options import RESUME_SOURCES, Options
 from training.presets import PRESETS, Preset, for_data
 
 ADA_TARGET = 0.6
-FIGURES = ("_precision", "_recall", "_coverage", "_mean")  # what metrics of several figures add to their names, and has a better direction
+FIGURES = ("_precision", "_recall", "_coverage", "_mean", "_worst")  # what metrics of several figures add to their names; each is better one way
 # Where, how fast and with which records a run is made, and where its data lie: none of it changes what is trained. What the precision does is
 # said by the networks' own options.
 PLACE = (BOOKKEEPING - {SEED}) | {"device", "ops", "graphs", "compile", "cudnn_benchmark", "path", "precision"}

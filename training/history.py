@@ -17,7 +17,7 @@ from dnnlib.json_files import read_json_lines
 
 STATS_FILE = "stats.jsonl"
 KIMG, TICK = "Progress/kimg", "Progress/tick"
-ONE_CLASS = re.compile(r"_class\d+$")
+ONE_CLASS = re.compile(r"_(class\d+|worst)$")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ never mixed: the budget's name is part of a run's folder, and stands with its de
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dnnlib import UserError
 from metrics.registry import parse_metrics
@@ -55,7 +55,7 @@ class Budget:
         metrics: of every snapshot.
         detector: of all metrics; None: each metric's own.
         looking: of `calc_metrics.py show` for the sheets of the first seed's last snapshot; the protocol of the table's coverage.
-        columns: column of a table -> (metric, end of its figure's name).
+        columns: column of a table -> (metric, end of its figure's name). Metrics that are not among `metrics` are taken of the last snapshot alone.
         seeds: by default.
         r1: augmentation -> weight.
         regimes: setting -> numbers.
@@ -91,6 +91,11 @@ class Budget:
         """R1's weight of a setting's runs."""
         return self.regimes[setting].r1 or self.r1[augmentation]
 
+    def end_metrics(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """Metrics of the last snapshot alone that the columns of a table need; a budget need not measure every column."""
+        wanted = dict.fromkeys(self.columns[column][0] for column in columns if column in self.columns)
+        return tuple(metric for metric in wanted if metric not in self.metrics)
+
     def figure(self, column: str) -> str | None:
         """Name of a column's figure in metric-*.jsonl; None where the budget does not measure it."""
         if column not in self.columns:
@@ -102,6 +107,9 @@ class Budget:
 
 def _prdc(metric: str) -> dict[str, tuple[str, str]]:
     return {name: (metric, f"_{name}") for name in ("precision", "recall", "coverage")}
+
+
+_LATENTS = {"collision": ("collision", ""), "pairing accuracy": ("pairing_acc", ""), "worst class": ("coverage_classwise", "_worst")}
 
 
 def _r1_sweep(kimg: int) -> dict[str, Regime]:
@@ -128,7 +136,7 @@ _ALL = (
         metrics=("prdc10k5",),
         detector="embedded",
         looking=("--nearest-k=5",),
-        columns=_prdc("prdc10k5"),
+        columns={**_prdc("prdc10k5"), "worst class": _LATENTS["worst class"]},
         seeds=1,
         r1=_R1,
         regimes={"noaug": Regime(1, marks=(0,)), "ada": Regime(1, marks=(0,)), **_subsets(1, 0, share=0.04), **_r1_sweep(1)},
@@ -144,7 +152,7 @@ _ALL = (
         metrics=("fid10k", "prdc10k5"),
         detector="embedded",
         looking=("--nearest-k=5", "--samples=10000"),
-        columns={**_prdc("prdc10k5"), "FID": ("fid10k", "")},
+        columns={**_prdc("prdc10k5"), "FID": ("fid10k", ""), **_LATENTS},
         seeds=3,
         r1=_R1,
         regimes={"noaug": Regime(60, marks=(30,)), "ada": Regime(60, marks=(30,)), **_subsets(240, 120), **_r1_sweep(60)},
@@ -162,7 +170,7 @@ _ALL = (
         metrics=("fid50k_full", "prdc50k3"),
         detector=None,
         looking=("--nearest-k=3",),
-        columns={**_prdc("prdc50k3"), "FID": ("fid50k_full", "")},
+        columns={**_prdc("prdc50k3"), "FID": ("fid50k_full", ""), **_LATENTS},
         seeds=3,
         r1=_R1,
         regimes={

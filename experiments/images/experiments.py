@@ -11,6 +11,7 @@ from experiments.paper import numbers
 LAST = -1
 FEWEST = 500  # images
 COLUMNS = ("precision", "recall", "coverage", "FID")
+LATENT_COLUMNS = ("precision", "coverage", "worst class", "collision", "pairing accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,7 @@ _SMALL = (*_PAIR, "MS-GAN(+R1)", "StyleGAN2-ADA", "Pairing-GAN-ADA")
 _T3, _T4 = tuple(numbers.TABLE3), tuple(numbers.TABLE4)
 _LAMBDAS = ("StyleGAN2", "Pairing-GAN(.01)", "Pairing-GAN", "Pairing-GAN(.10)")
 _AT = f"{numbers.PAPER}, "
+_LATENTS = "What becomes of the latents: collisions, what a fresh probe identifies, the class that is covered worst"
 
 _ALL = (
     ImageExperiment(
@@ -127,6 +129,8 @@ _ALL = (
         ImageExperiment(f"collapse-{size}", f"Trained on {size:,} images, measured against all: who collapses, and when?", _few(size, _SMALL))
         for size in (FEWEST, 2000, 5000)
     ),
+    ImageExperiment("latents", f"{_LATENTS}.", _rows("noaug", _T3), LATENT_COLUMNS),
+    ImageExperiment(f"latents-{FEWEST}", f"{_LATENTS}, trained on {FEWEST} images.", _rows(f"subset-{FEWEST}", _SMALL), LATENT_COLUMNS),
     ImageExperiment("r3gan", "R3GAN's objective with and without pairing.", _rows("noaug", ("StyleGAN2", "R3GAN", "R3GAN+Pairing"))),
     *_variant("shuffled", "A control: the pairing network sees the latents shuffled", "Pairing-GAN(shuffled)"),
     *_variant("larger-lambda", "Beyond the paper's weights, to a pairing gradient like the adversarial one", "Pairing-GAN(.20)", "Pairing-GAN(.50)"),

@@ -14,7 +14,8 @@ from experiments.images.budgets import Budget, find_budget
 from experiments.images.commands import configuration, inspect_data
 from experiments.images.experiments import ImageExperiment, choose
 from experiments.images.methods import HALF, METHODS, R1_WEIGHT, Method
-from experiments.images.run_state import RunState, look, sheet_snapshot
+from experiments.images.run_state import RunState, look, measured_snapshots, sheet_snapshot
+from metrics.registry import parse_metrics
 from training.config import DataInfo
 from training.dataset_sources import DIGITS, open_source
 from training.dataset_writer import convert_dataset, make_transform
@@ -61,9 +62,9 @@ class PlannedRun:
         method, setting, seed, kimg: what it is.
         parent: folder that holds the run folder which train.py makes.
         arguments: of train.py for a new run.
-        measuring: arguments of calc_metrics.py, after --network.
+        measuring: arguments of calc_metrics.py, after --network and --metrics.
         looking: arguments of `calc_metrics.py show`, after --fake and --out; empty where no sheets are wanted.
-        metrics, detector: what is measured of every snapshot.
+        metrics, end_metrics, detector: what is measured of every snapshot, and of the last one alone.
         options: what training_options.json will hold.
         snapshots: so many will be there, about.
         gpus: processes.
@@ -80,6 +81,7 @@ class PlannedRun:
     measuring: tuple[str, ...]
     looking: tuple[str, ...]
     metrics: tuple[str, ...]
+    end_metrics: tuple[str, ...]
     detector: str | None
     options: dict[str, Any]
     snapshots: int
@@ -93,9 +95,12 @@ class PlannedRun:
     def look(self) -> RunState:
         """What exists of it. Raises UserError if its folder holds a run with other settings."""
         state = look(self.parent, self.options, self.metrics, self.detector)
-        if not self.looking or not state.finished:
-            return dataclasses.replace(state, looked_at=not self.looking)
-        return dataclasses.replace(state, looked_at=sheet_snapshot(state.path) == RunDir(state.path).snapshot(state.kimg).name)
+        if not state.finished:
+            return state
+        last = RunDir(state.path).snapshot(state.kimg).name
+        names = [spec.name for spec in parse_metrics(self.end_metrics, self.detector)]
+        end_measured = not names or last in measured_snapshots(state.path, names)
+        return dataclasses.replace(state, end_measured=end_measured, looked_at=not self.looking or sheet_snapshot(state.path) == last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +114,11 @@ class Plan:
     data_info: DataInfo
     seeds: int
     runs: tuple[PlannedRun, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All that is measured of any run."""
+        return tuple(dict.fromkeys(metric for run in self.runs for metric in (*run.metrics, *run.end_metrics)))
 
 
 def run_key(budget: str, setting: str, method: str, seed: int) -> str:
@@ -128,21 +138,21 @@ def make_plan(choice: Choice) -> Plan:
     if not data.labels_in_file:
         raise UserError(f"--data={data_path} has no labels, and the experiments train on classes; give a labelled set")
     seeds = budget.seeds if choice.seeds is None else choice.seeds
-    wanted: dict[tuple[str, str], list[str]] = {}
+    wanted: dict[tuple[str, str], dict[str, ImageExperiment]] = {}
     for experiment in experiments:
         for row in experiment.rows:
             if row.method:
-                wanted.setdefault((budget.setting(row.setting), row.method), []).append(experiment.name)
+                wanted.setdefault((budget.setting(row.setting), row.method), {})[experiment.name] = experiment
     runs = [
-        _plan_run(choice, budget, METHODS[method], setting, seed, tuple(dict.fromkeys(names)), data_path, data)
+        _plan_run(choice, budget, METHODS[method], setting, seed, tuple(wanting.values()), data_path, data)
         for seed in range(seeds)  # all methods under one seed first: they can be compared before all is done
-        for (setting, method), names in wanted.items()
+        for (setting, method), wanting in wanted.items()
     ]
     return Plan(choice, budget, tuple(experiments), data_path, data, seeds, tuple(runs))
 
 
 def _plan_run(
-    choice: Choice, budget: Budget, method: Method, setting: str, seed: int, names: tuple[str, ...], data_path: str, data: DataInfo
+    choice: Choice, budget: Budget, method: Method, setting: str, seed: int, experiments: tuple[ImageExperiment, ...], data_path: str, data: DataInfo
 ) -> PlannedRun:
     regime = budget.regimes[setting]
     gamma = budget.r1_weight(setting, method.augmentation).gamma
@@ -158,11 +168,11 @@ def _plan_run(
     arguments += [f"--gpus={choice.gpus}"] if choice.gpus > 1 else []
     how = [f"--detector={budget.detector}"] if budget.detector else []
     how += [f"--device={choice.device}"] if choice.device != "auto" else []
-    measuring = [f"--metrics={','.join(budget.metrics)}", *how, *([f"--data={data_path}"] if regime.subset is not None else [])]
+    measuring = [*how, *([f"--data={data_path}"] if regime.subset is not None else [])]
     looking = [f"--real={data_path}", *how, *budget.looking] if seed == 0 else []  # pages show one run of a method
     return PlannedRun(
         key=key,
-        experiments=names,
+        experiments=tuple(experiment.name for experiment in experiments),
         method=method.name,
         setting=setting,
         seed=seed,
@@ -172,6 +182,7 @@ def _plan_run(
         measuring=tuple(measuring),
         looking=tuple(looking),
         metrics=budget.metrics,
+        end_metrics=budget.end_metrics([column for experiment in experiments for column in experiment.columns]),
         detector=budget.detector,
         options=configuration(arguments, data),
         snapshots=-(-regime.kimg // budget.spacing) + 1,

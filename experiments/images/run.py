@@ -60,7 +60,7 @@ def run_plan(plan: Plan, how: How, log: Callable[[str], None] = lambda text: Non
         waiting = [run for run in plan.runs if not run.look().is_measured]
         check_disk(plan)
         if waiting:
-            check_detectors(parse_metrics(plan.budget.metrics, plan.budget.detector))
+            check_detectors(parse_metrics(plan.metrics, plan.budget.detector))
         slots = local_slots(plan.choice.device, plan.choice.gpus, how.workers) if how.launcher == "local" else None
         remember_plan(plan, None)
         print(f"{len(plan.runs)} runs, {len(plan.runs) - len(waiting)} of them measured already.", flush=True)

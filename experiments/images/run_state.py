@@ -29,6 +29,7 @@ class RunState:
         snapshots: so many there.
         measured: so many of them with every metric.
         finished: whether the snapshot of the end is there.
+        end_measured: whether it has what is measured of the last snapshot alone.
         looked_at: whether the sheets that are wanted of its last snapshot are there.
     """
 
@@ -37,18 +38,20 @@ class RunState:
     snapshots: int = 0
     measured: int = 0
     finished: bool = False
+    end_measured: bool = True
     looked_at: bool = True
 
     @property
     def is_measured(self) -> bool:
         """Whether nothing is left to do."""
-        return self.finished and self.measured == self.snapshots and self.looked_at
+        return self.finished and self.measured == self.snapshots and self.end_measured and self.looked_at
 
     def __str__(self) -> str:
         if self.is_measured:
             return "measured"
         if self.finished:
-            return f"finished, {self.measured} of {self.snapshots} snapshots measured" + ("" if self.looked_at else ", sheets missing")
+            missing = ("" if self.end_measured else ", metrics of the end missing") + ("" if self.looked_at else ", sheets missing")
+            return f"finished, {self.measured} of {self.snapshots} snapshots measured{missing}"
         return "missing" if self.path is None else f"partial at {self.kimg} kimg"
 
 

@@ -47,7 +47,8 @@ def _describe(run: PlannedRun, speed: Speed) -> str:
 
 def _measuring(run: PlannedRun) -> str:
     detector = f" by {run.detector}" if run.detector else ""
-    return f"then {','.join(run.metrics)}{detector} of about {run.snapshots} snapshots"
+    at_end = f", {','.join(run.end_metrics)} of the last one" if run.end_metrics else ""
+    return f"then {','.join(run.metrics)}{detector} of about {run.snapshots} snapshots{at_end}"
 
 
 def _weights(plan: Plan) -> list[str]:

@@ -22,7 +22,7 @@ from experiments.images.commands import parse_options
 from experiments.images.folder_lock import wait_for
 from experiments.images.plan import Plan, PlannedRun
 from experiments.images.run_state import run_folders
-from experiments.images.work import SCRIPTS, Stop, execute
+from experiments.images.work import SCRIPTS, Stop, execute, metrics_command
 from metrics.registry import check_detectors, parse_metrics
 from training import config
 from training.run_files import RunDir
@@ -61,9 +61,14 @@ def cost_class(run: PlannedRun) -> str:
     return ", ".join(parts)
 
 
-def metric_class(run: PlannedRun) -> str:
-    """What the seconds per measured snapshot depend on."""
-    return f"{cost_class(run).rpartition(', aug')[0]}: {','.join(run.metrics)} by {run.detector or 'their own detectors'}"
+def metric_class(run: PlannedRun, metrics: Sequence[str]) -> str:
+    """What the seconds that a run's snapshot takes to be measured depend on."""
+    return f"{cost_class(run).rpartition(', aug')[0]}: {','.join(metrics)} by {run.detector or 'their own detectors'}"
+
+
+def metric_classes(run: PlannedRun) -> dict[str, tuple[str, ...]]:
+    """The metrics of every snapshot, and those of the last alone where there are any, each by their `metric_class`."""
+    return {metric_class(run, metrics): metrics for metrics in (run.metrics, run.end_metrics) if metrics}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +116,12 @@ class Speed:
         state = run.look()
         to_train = 0 if state.finished else run.kimg - state.kimg
         to_measure = max((state.snapshots if state.finished else run.snapshots) - state.measured, 0)
-        return Left(_times(to_train, self.training.get(cost_class(run))), _times(to_measure, self.measuring.get(metric_class(run))))
+        ends = int(bool(run.end_metrics) and not (state.finished and state.end_measured))
+        parts = [
+            _times(number, self.measuring.get(metric_class(run, metrics)))
+            for number, metrics in ((to_measure, run.metrics), (ends, run.end_metrics))
+        ]
+        return Left(_times(to_train, self.training.get(cost_class(run))), None if None in parts else sum(parts))
 
     def learn(self, run: PlannedRun, path: pathlib.Path) -> None:
         """Takes the speed of a run that has just been made here."""
@@ -127,12 +137,15 @@ class Speed:
         """
         waiting = [run for run in plan.runs if not run.look().is_measured]
         kinds = {cost_class(run): run for run in reversed(waiting) if cost_class(run) not in self.training}
-        covered = {*self.measuring, *map(metric_class, kinds.values())}
-        kinds |= {cost_class(run): run for run in waiting[:1] if metric_class(run) not in covered}
+        covered = {*self.measuring, *(metrics for run in kinds.values() for metrics in metric_classes(run))}
+        for run in waiting:
+            if not metric_classes(run).keys() <= covered:
+                kinds[cost_class(run)] = run
+                covered |= metric_classes(run).keys()
         with_metrics = bool(kinds) and _can_measure(plan, say)
         for number, (kind, run) in enumerate(kinds.items(), start=1):
             say(f"Measuring this machine's speed, {number} of {len(kinds)}: {kind}")
-            self._probe_run(run, environment, with_metrics and metric_class(run) not in self.measuring)
+            self._probe_run(run, environment, with_metrics)
             self.save()
 
     def _probe_run(self, run: PlannedRun, environment: Mapping[str, str], with_metrics: bool) -> None:
@@ -152,11 +165,15 @@ class Speed:
             if speed is None:
                 raise UserError(f"a run of {cost_class(run)} does not make one step in {PROBE_SECONDS} seconds here; take a smaller budget")
             self.training[cost_class(run)] = speed
-            if not with_metrics or not RunDir(paths[-1]).snapshots():
+            snapshots = RunDir(paths[-1]).snapshots()
+            if not with_metrics or not snapshots:
                 return
-            start = time.time()
-            execute([str(SCRIPTS / "calc_metrics.py"), f"--network={paths[-1].as_posix()}", *run.measuring], output, environment)
-            self.measuring[metric_class(run)] = (time.time() - start) / len(RunDir(paths[-1]).snapshots())
+            for kind, metrics in metric_classes(run).items():
+                if kind not in self.measuring:
+                    network = paths[-1] if metrics == run.metrics else RunDir(paths[-1]).snapshot(snapshots[-1])
+                    start = time.time()
+                    execute(metrics_command(run, network, metrics), output, environment)
+                    self.measuring[kind] = (time.time() - start) / (len(snapshots) if metrics == run.metrics else 1)
 
 
 class _Deadline:
@@ -178,7 +195,7 @@ class _Deadline:
 def _can_measure(plan: Plan, say: Callable[[str], None]) -> bool:
     """Whether the detectors are at hand; if not, says why the time that metrics take stays unknown."""
     try:
-        check_detectors(parse_metrics(plan.budget.metrics, plan.budget.detector))
+        check_detectors(parse_metrics(plan.metrics, plan.budget.detector))
         return True
     except UserError as error:
         say(f"The time that metrics take cannot be measured: {error}")

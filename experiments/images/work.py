@@ -84,7 +84,7 @@ def make_run(
     trained = False
     try:
         with hold(run.parent, f"the run {run.key}"):
-            for step, command in (("training", training_command), ("measuring", measuring_command), ("looking", looking_command)):
+            for step, command in STEPS:
                 arguments = command(run)
                 if arguments is not None and not (stop and stop.is_set()):
                     say(step)
@@ -119,7 +119,20 @@ def measuring_command(run: PlannedRun) -> list[str] | None:
     state = run.look()
     if state.measured == state.snapshots:
         return None
-    command = [str(SCRIPTS / "calc_metrics.py"), f"--network={state.path.as_posix()}", *run.measuring]
+    return metrics_command(run, state.path, run.metrics)
+
+
+def ending_command(run: PlannedRun) -> list[str] | None:
+    """calc_metrics.py and its arguments for what is measured of the last snapshot alone; None if it is there."""
+    state = run.look()
+    if state.end_measured or not state.finished:
+        return None
+    return metrics_command(run, RunDir(state.path).snapshot(state.kimg), run.end_metrics)
+
+
+def metrics_command(run: PlannedRun, network: pathlib.Path, metrics: Sequence[str]) -> list[str]:
+    """calc_metrics.py and its arguments to measure a snapshot, or all of a run folder."""
+    command = [str(SCRIPTS / "calc_metrics.py"), f"--network={network.as_posix()}", f"--metrics={','.join(metrics)}", *run.measuring]
     if run.gpus == 1:
         return command
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.gpus}", *command, f"--gpus={run.gpus}"]
@@ -132,6 +145,9 @@ def looking_command(run: PlannedRun) -> list[str] | None:
         return None
     last = RunDir(state.path).snapshot(state.kimg)
     return [str(SCRIPTS / "calc_metrics.py"), "show", f"--fake={last.as_posix()}", f"--out={(state.path / SHEET_STEM).as_posix()}", *run.looking]
+
+
+STEPS = (("training", training_command), ("measuring", measuring_command), ("measuring", ending_command), ("looking", looking_command))
 
 
 def execute(arguments: Sequence[str], output: pathlib.Path, environment: Mapping[str, str], stop: Stop | None = None) -> None:

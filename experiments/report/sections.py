@@ -40,7 +40,7 @@ def training_block(study: Study, name: str) -> Markup | None:
     if not study.steps:
         return None
     planes = [_chart_box(title_of(plane.y) + " against " + title_of(plane.x).lower(), "", plane_chart(study, plane)) for plane in study.planes]
-    curves = [_chart_box(title_of(figure), _raw(figure), curve_chart(study, figure)) for figure in study.points]
+    curves = [_chart_box(title_of(figure), _raw(figure), curve_chart(study, figure)) for figure in study.curves]
     reading = "Paths run from the hollow dot, the first snapshot, to the last."
     if any(len(series.group.runs) > 1 for series in study.series):
         reading += " Lines are means over seeds, areas reach from the lowest seed to the highest, thin lines are single seeds."

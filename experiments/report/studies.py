@@ -79,6 +79,12 @@ class Study:
         bands = [band for series in self.series for figures in drawn for band in series.bands(*figures)]
         return sorted({int(kimg) for band in bands for kimg in band.kimg})
 
+    @functools.cached_property
+    def curves(self) -> list[str]:
+        """Figures that were measured at more than one time; all of them where none was."""
+        over_time = [figure for figure in self.points if any(len(band.kimg) > 1 for series in self.series for band in series.bands(figure))]
+        return over_time or list(self.points)
+
 
 def collect(tables: Sequence[TableResult], runs: Sequence[RunResult]) -> list[RunResult]:
     """All runs of a page in the order of its tables, each once."""
