@@ -8,7 +8,10 @@ import pytest
 from report_runs import cells_of, make_table, write_run, write_runs
 
 from experiments.images.results import Difference
+from experiments.report import classes
+from experiments.report.classes import class_tables
 from experiments.report.page import HTML_FILE, JSON_FILE, MARKDOWN_FILE, make_page
+from experiments.report.studies import find_studies
 
 
 def text_of(path):
@@ -64,3 +67,21 @@ def test_options_that_all_runs_share_are_told_once(tmp_path):
     html = path.read_text(encoding="utf-8")
     assert html.count("the same") == 1 and html.count('<tr class="differs"><th scope="row">other</th>') == 2
     assert "Options that all runs of this page share" in html
+
+
+def test_single_classes_have_tables_of_the_worst(tmp_path, monkeypatch):
+    def values(seed):
+        return {f"fid10k_embedded_class{number}": {0: 99.0, 60: 10.0 + number + 2 * seed} for number in range(11)}
+
+    runs = [write_run(tmp_path / f"{seed}", "StyleGAN2", seed, values=values(seed)) for seed in (0, 1)]
+    (study,), _ = find_studies(runs)
+    ((figure, words, (header, row)),) = class_tables(study)
+    assert (figure, words) == ("fid10k_embedded", "FID of single classes")
+    assert header[2:] == [f"class {number}" for number in range(11)] and row[:4] == ["StyleGAN2", "60", "11.00 ± 1.41", "12.00 ± 1.41"]
+    monkeypatch.setattr(classes, "MOST_CLASSES", 3)
+    ((_, words, (header, _)),) = class_tables(study)
+    assert words == "FID of single classes, the 3 worst of 11" and header[2:] == ["class 8", "class 9", "class 10"]
+    page = make_page([], runs, tmp_path / "out")
+    assert "the 3 worst of 11" in page.read_text() and "11.00 ± 1.41" not in page.read_text()
+    assert "the 3 worst of 11" in page.with_suffix(".md").read_text()
+    assert class_tables(find_studies(write_runs(tmp_path / "others", seeds=1))[0][0]) == []

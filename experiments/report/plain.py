@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dnnlib.format import format_time
 from experiments.paper.tables import aligned
+from experiments.report.classes import class_tables
 from experiments.report.markup import NONE, with_spread
 from experiments.report.studies import Study, seed_of
 from experiments.report.tables import ARROWS, DIFFERENCES, VERDICTS, difference_rows, published_text
@@ -32,6 +33,8 @@ def as_markdown(title: str, verdict: str, tables: Sequence[TableResult], studies
     for study in studies:
         if study.points:
             parts += [f"## Over training: {_line(study.title)}", study_text(study), describe_protocols(study.points.values()).replace("\n", "  \n")]
+        for figure, words, found in class_tables(study):
+            parts += [_line(f"{words} ({figure}), {study.title}:"), aligned([[_line(cell) for cell in row] for row in found])]
     rows = [["method", "seed", "kimg", "time", "folder"]]
     rows += [[run.method, seed_of(run).removeprefix("seed "), f"{run.kimg:,}", _time(run.seconds), run.path.as_posix()] for run in runs]
     parts += ["## Runs", aligned([[_line(cell) for cell in row] for row in rows])]
