@@ -5,10 +5,8 @@ import json
 import pytest
 import torch
 
-from experiments.toy.controls import affine, control_generators, run_control
-from experiments.toy.measures import measure
+from experiments.toy.controls import affine, control_generators, measure_controls, run_control
 from experiments.toy.models import apply_stack
-from experiments.toy.studies import STUDIES
 
 
 @pytest.mark.parametrize("fold", [False, True])
@@ -20,8 +18,7 @@ def test_affine_generators_are_exact(fold):
 
 
 def test_an_invertible_generator_can_be_collapsed():
-    study = STUDIES["vertical"]
-    rows = {name: measure(G, study.distribution, study.settings, num=2000)[0] for name, G in control_generators().items()}
+    rows = measure_controls(num=2000)
     exact, spot, folded, line = (rows[name] for name in ("one mode, exactly", "a spot in one mode", "one mode, folded", "a line"))
     for row in (exact, spot):  # invertible, and yet most of the target is missing
         assert row["folded"] == 0 and row["identification"] > 0.5 and row["modes"] == 1 and row["coverage"] < 0.25
@@ -32,7 +29,7 @@ def test_an_invertible_generator_can_be_collapsed():
 
 def test_the_control_writes_its_page(tmp_path, monkeypatch):
     quick = {"precision": 1.0, "recall": 0.5, "coverage": 0.25, "modes": 1.0, "collision": 0.0, "squeeze": 0.1, "folded": 0.0, "identification": 0.9}
-    monkeypatch.setattr("experiments.toy.controls.measure", lambda G, distribution, settings: [quick])
+    monkeypatch.setattr("experiments.toy.controls.measure", lambda G, *_, **__: [quick] * len(G[0]))
     files = run_control(tmp_path)
     assert [path.name for path in files] == ["control.json", "control.md", "control.png", "control.svg"]
     assert list(json.loads(files[0].read_text())["rows"]) == list(control_generators())

@@ -13,7 +13,7 @@ import torch
 
 from dnnlib import atomic_write_text
 from experiments.toy.figures import Panel, save_figure, scatter_panels
-from experiments.toy.measures import measure
+from experiments.toy.measures import NUM_SAMPLES, measure
 from experiments.toy.models import SLOPE, WIDTH, Stack, apply_stack
 from experiments.toy.studies import STUDIES
 
@@ -56,14 +56,20 @@ def control_generators() -> dict[str, Stack]:
     }
 
 
+def measure_controls(num: int = NUM_SAMPLES) -> dict[str, dict[str, float]]:
+    """Every figure of each hand-made generator, measured side by side with `num` samples."""
+    generators = control_generators()
+    side_by_side = [torch.cat(layers) for layers in zip(*generators.values())]
+    return dict(zip(generators, measure(side_by_side, STUDY.distribution, STUDY.settings, num=num)))
+
+
 def run_control(out: pathlib.Path) -> list[pathlib.Path]:
     """Measures and draws the hand-made generators: control.json, control.md, control.png and control.svg in an existing folder.
 
     Raises:
         UserError: a file cannot be written.
     """
-    generators = control_generators()
-    rows = {name: measure(G, STUDY.distribution, STUDY.settings)[0] for name, G in generators.items()}
+    generators, rows = control_generators(), measure_controls()
     z = torch.randn([SHOWN, 2], generator=torch.Generator().manual_seed(1))
     letters = {"P": "precision", "R": "recall", "C": "coverage"}
     panels = []
