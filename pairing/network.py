@@ -14,6 +14,11 @@ MIN_CHANNELS = 16
 MIN_RESOLUTION = 8
 
 
+def is_view(edge: int, img_resolution: int) -> bool:
+    """Whether the image tower can see images of `img_resolution` at this edge: a power of two of at least 8, and no larger."""
+    return MIN_RESOLUTION <= edge <= img_resolution and not edge & (edge - 1)
+
+
 class PairingBlock(nn.Module):
     """Residual block that halves the resolution."""
 
@@ -41,9 +46,11 @@ class PairingNetwork(nn.Module):
         channel_base, channel_max: feature maps at resolution r are channel_base / r, at least 16 and at most channel_max.
         latent_features, latent_layers: features and depth of the latent tower.
         width: multiplies the feature maps and features of both towers, not the embedding.
+        view: edge of the images as the image tower sees them, averaged down from img_resolution; None: as they are. Nothing finer can tell
+            latents apart then.
 
     Raises:
-        ValueError: the resolution is no power of two of at least 8.
+        ValueError: a resolution or view that is no power of two of at least 8, or a view larger than the images.
     """
 
     def __init__(
@@ -57,17 +64,21 @@ class PairingNetwork(nn.Module):
         latent_features: int = 256,
         latent_layers: int = 3,
         width: int = 1,
+        view: int | None = None,
     ):
         super().__init__()
-        if img_resolution < MIN_RESOLUTION or img_resolution & (img_resolution - 1):
+        if not is_view(img_resolution, img_resolution):
             raise ValueError(f"img_resolution is a power of two of at least {MIN_RESOLUTION}, found {img_resolution}")
+        if view is not None and not is_view(view, img_resolution):
+            raise ValueError(f"view is a power of two from {MIN_RESOLUTION} to img_resolution = {img_resolution}, found {view}")
         self.init_kwargs = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.z_dim, self.img_resolution, self.img_channels, self.embed_dim = z_dim, img_resolution, img_channels, embed_dim
+        self.view = view or img_resolution
 
         def channels(resolution: int) -> int:
             return width * min(max(channel_base // resolution, MIN_CHANNELS), channel_max)
 
-        resolution = img_resolution // 2
+        resolution = self.view // 2
         blocks: list[nn.Module] = [Conv2dLayer(img_channels, channels(resolution), kernel_size=3, activation="lrelu", down=2)]
         while resolution > 4:
             blocks.append(PairingBlock(channels(resolution), channels(resolution // 2)))
@@ -83,6 +94,8 @@ class PairingNetwork(nn.Module):
     def embed_image(self, img: torch.Tensor) -> torch.Tensor:
         """Unit rows [N, embed_dim] of images [N, img_channels, R, R], about -1 to 1."""
         x = img.to(dtype=torch.float32, memory_format=block_memory_format(img.device, torch.float32, False))
+        if self.view < self.img_resolution:
+            x = F.avg_pool2d(x, self.img_resolution // self.view)
         return F.normalize(self.image_head(self.image_tower(x).flatten(1)), dim=1)
 
     def embed_latent(self, z: torch.Tensor) -> torch.Tensor:

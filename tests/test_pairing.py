@@ -125,6 +125,21 @@ def test_width_multiplies_both_towers_and_not_the_embedding():
     assert e_x.shape == e_z.shape == (2, 16)
 
 
+def test_a_coarse_view_hides_what_is_finer():
+    P = PairingNetwork(12, 32, 3, embed_dim=16, view=8)
+    img = torch.randn(2, 3, 32, 32, requires_grad=True)
+    fine = torch.randn(2, 3, 8, 4, 8, 4)
+    fine = (fine - fine.mean(dim=(3, 5), keepdim=True)).reshape(2, 3, 32, 32)
+    torch.testing.assert_close(P.embed_image(img + fine), P.embed_image(img))
+    assert (PairingNetwork(12, 32, 3, embed_dim=16).embed_image(img + fine) - P.embed_image(img)).abs().max() > 1e-3
+    (gradient,) = torch.autograd.grad(P.embed_image(img)[:, 0].sum(), img)
+    cells = gradient.reshape(2, 3, 8, 4, 8, 4)
+    torch.testing.assert_close(cells, cells[:, :, :, :1, :, :1].expand_as(cells))  # and so nothing finer is asked of the generator
+    for view in (4, 12, 64):
+        with pytest.raises(ValueError, match="view is a power of two from 8 to img_resolution = 32"):
+            PairingNetwork(12, 32, 3, view=view)
+
+
 def test_network_learns_to_identify_latents_of_an_invertible_map_and_not_of_a_collapsed_one():
     torch.manual_seed(0)
     mixing = torch.randn(8, 3 * 16 * 16) / 3

@@ -18,7 +18,7 @@ from dnnlib import EasyDict, UserError
 from metrics.registry import parse_metrics
 from metrics.runs import BOOKKEEPING, SEED
 from metrics.screening import has_fast_bfloat16
-from pairing.network import MIN_RESOLUTION
+from pairing.network import MIN_RESOLUTION, is_view
 from torch_utils.allocator import keep_freed_memory
 from torch_utils.ops import backend
 from training import graphs
@@ -89,7 +89,10 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
     if o.pairing_weight > 0 and data.resolution < MIN_RESOLUTION:
         found = f"{data.resolution}x{data.resolution}"
         raise UserError(f"--pairing-weight needs images of at least {MIN_RESOLUTION}x{MIN_RESOLUTION} pixels, the data set has {found}")
-    names = ("tau", "mode", "space", "dim", "width", "lr", "gather", "shuffle", "extra", "near", "warmup", "target")
+    if o.pairing_weight > 0 and o.pairing_view is not None and not is_view(o.pairing_view, data.resolution):
+        allowed = f"a power of two from {MIN_RESOLUTION} to the {data.resolution} pixels of the data set"
+        raise UserError(f"--pairing-view={o.pairing_view} is not {allowed}")
+    names = ("tau", "mode", "space", "dim", "width", "view", "lr", "gather", "shuffle", "extra", "near", "warmup", "target")
     pairing_only = {f"pairing_{name}" for name in names}
     if "pairing_weight" not in typed and typed & pairing_only:  # a typed weight of 0 is the baseline of a sweep
         given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & pairing_only))
@@ -202,6 +205,8 @@ def _loss(args: EasyDict, o: Options, preset: Preset) -> None:
         args.P_kwargs = EasyDict(class_name="pairing.network.PairingNetwork", embed_dim=o.pairing_dim)
         if o.pairing_width != 1:
             args.P_kwargs.width = o.pairing_width
+        if o.pairing_view is not None:
+            args.P_kwargs.view = o.pairing_view
         args.P_opt_kwargs = EasyDict(lr=o.pairing_lr or preset.lrate)
         if o.pairing_target is not None:
             args.pairing_target = o.pairing_target

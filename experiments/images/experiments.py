@@ -146,6 +146,7 @@ _ALL = (
     *_variant("binary-pairing", "Single pairs judged, against InfoNCE", "Pairing-GAN(binary)"),
     *_variant("larger-embedding", "Longer pairing embeddings", "Pairing-GAN(512)"),
     *_variant("larger-towers", "A pairing network four times as wide", "Pairing-GAN(wide)"),
+    *_variant("coarse-pairing", "The pairing network sees 8x8 pixels: no fine detail tells latents apart", "Pairing-GAN(coarse)"),
     ImageExperiment(
         "r1-weight",
         "R1's weight without augmentation, by plain StyleGAN2's FID.",

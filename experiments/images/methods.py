@@ -66,6 +66,7 @@ _WITHOUT_AUGMENTATION = (
     Method("Pairing-GAN(w)", _pairing(space="w"), "the mapped latents are identified"),
     Method("Pairing-GAN(512)", _pairing(dim=512), "embeddings of length 512"),
     Method("Pairing-GAN(wide)", _pairing(width=4), "towers four times as wide"),
+    Method("Pairing-GAN(coarse)", _pairing(view=8), "the pairing network sees 8x8 pixels, so that no fine detail tells latents apart"),
     Method("Pairing-GAN(+1024)", _pairing(extra=1024), "1,024 negatives more, drawn for every batch"),
     Method("Pairing-GAN(near .5)", _pairing(extra=64, near=0.5), "harder task: 64 negatives more, each half way from a latent of the batch"),
     Method("Pairing-GAN(near .2)", _pairing(extra=64, near=0.2), "harder task: the same, nearer"),
@@ -112,6 +113,7 @@ def _terms(options: Mapping[str, Any]) -> dict[str, Any]:
     if "P_kwargs" in options:
         terms["embedding"] = options["P_kwargs"].get("embed_dim")
         terms["tower_width"] = options["P_kwargs"].get("width", 1)
+        terms["view"] = options["P_kwargs"].get("view")
     if "pairing_target" in options:
         terms["pairing_target"] = options["pairing_target"]
     if "pairing_warmup" in options:

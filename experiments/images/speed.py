@@ -31,7 +31,7 @@ SPEED_FILE = "speed.json"
 PROBE_SECONDS = 180  # after which the first step has to do
 PROBE_KIMG = {"cuda": 12}  # on a GPU the first steps choose kernels and record graphs
 # Of the other options it counts that they are given.
-BY_VALUE = ("--aug", "--precision", "--objective", "--pairing-dim", "--pairing-width", "--pairing-mode", "--pairing-space")
+BY_VALUE = ("--aug", "--precision", "--objective", "--pairing-dim", "--pairing-width", "--pairing-view", "--pairing-mode", "--pairing-space")
 
 
 def machine() -> str:
