@@ -65,11 +65,11 @@ def _few(size: int, methods: Sequence[str]) -> tuple[Row, ...]:
     return tuple(Row(method, f"subset-{size}", label=f"{method}, {{kimg:,}} kimg", mark=mark) for mark in (0, LAST) for method in methods)
 
 
-def _variant(name: str, title: str, *methods: str) -> tuple[ImageExperiment, ...]:
+def _variant(name: str, title: str, *methods: str, columns: tuple[str, ...] = COLUMNS) -> tuple[ImageExperiment, ...]:
     """Other ways of pairing against the plain one, on all images and on so few that GANs collapse."""
     rows = {"": _rows("noaug", (*_PAIR, *methods)), f"-{FEWEST}": _few(FEWEST, (*_PAIR, *methods))}
     where = {"": "", f"-{FEWEST}": f", trained on {FEWEST} images"}
-    return tuple(ImageExperiment(name + ending, f"{title}{where[ending]}.", rows[ending]) for ending in rows)
+    return tuple(ImageExperiment(name + ending, f"{title}{where[ending]}.", rows[ending], columns) for ending in rows)
 
 
 def _half_and_full() -> tuple[Row, ...]:
@@ -146,7 +146,12 @@ _ALL = (
     *_variant("binary-pairing", "Single pairs judged, against InfoNCE", "Pairing-GAN(binary)"),
     *_variant("larger-embedding", "Longer pairing embeddings", "Pairing-GAN(512)"),
     *_variant("larger-towers", "A pairing network four times as wide", "Pairing-GAN(wide)"),
-    *_variant("coarse-pairing", "The pairing network sees 8x8 pixels: no fine detail tells latents apart", "Pairing-GAN(coarse)"),
+    *_variant(
+        "coarse-pairing",
+        "The pairing network sees 8x8 pixels: no fine detail tells latents apart",
+        "Pairing-GAN(coarse)",
+        columns=(*COLUMNS, "collision", "pairing accuracy"),
+    ),
     ImageExperiment(
         "r1-weight",
         "R1's weight without augmentation, by plain StyleGAN2's FID.",
