@@ -10,7 +10,7 @@ from report_runs import CLAIMS, COLUMNS, FIGURES, KIMG, PAPER, cells_of, make_ta
 
 from dnnlib import UserError
 from experiments.report import axes
-from experiments.report.figures import kind_of
+from experiments.report.figures import kind_of, title_of
 from experiments.report.markup import VOID, Markup, element, join, number, with_spread
 from experiments.report.page import HTML_FILE, JSON_FILE, MARKDOWN_FILE, make_page
 from experiments.report.signals import MOST_POINTS, signals_of
@@ -401,6 +401,11 @@ def test_labels_are_moved_apart_and_stay_inside():
 )
 def test_figures_are_known_by_their_names(figure, kind, way):
     assert kind_of(figure) == kind and direction(figure) == way
+
+
+def test_figures_of_classes_have_titles_of_their_own():
+    figures = ("coverage_embedded", "coverage_classwise_embedded_mean", "coverage_classwise_embedded_worst", "is50k_mean")
+    assert [title_of(figure) for figure in figures] == ["Coverage", "Coverage, mean of classes", "Coverage, worst class", "Inception Score"]
 
 
 def test_values_of_the_example_differ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 ORDER = ("coverage", "precision", "recall", "density", "fid", "kid", "is", "collision", "pairing")
 WORDS = {"fid": "FID", "kid": "KID", "is": "Inception Score", "ppl": "Path length", "pairing": "Pairing accuracy"}
+OF_CLASSES = {"_mean": ", mean of classes", "_worst": ", worst class"}  # what is told of single classes together
 # Of stats.jsonl: no measurements, but what a training says of itself. Their names have a slash.
 SIGNALS = {
     "Loss/pairing/accuracy": "Pairing accuracy",
@@ -41,4 +42,6 @@ def title_of(figure: str) -> str:
     if "/" in figure:
         return SIGNALS.get(figure, figure)
     kind = kind_of(figure)
-    return WORDS.get(kind, kind[:1].upper() + kind[1:])
+    title = WORDS.get(kind, kind[:1].upper() + kind[1:])
+    of_classes = next((words for ending, words in OF_CLASSES.items() if figure.endswith(ending)), "") if "classwise" in figure else ""
+    return title + of_classes
