@@ -18,6 +18,7 @@ from experiments.images.disk import needed_bytes
 from experiments.images.experiments import EXPERIMENTS, choose
 from experiments.images.methods import METHODS, recognise
 from experiments.images.plan import Choice, make_plan, read_plans, remember_plan, run_key
+from experiments.images.results import load_tables
 from experiments.images.run_state import SHEET, SHEET_NUMBERS
 from experiments.images.speed import Speed, cost_class, schedule
 from experiments.paper import numbers
@@ -159,12 +160,18 @@ def test_plans_of_a_folder_add_up(plan, tmp_path):
     remember_plan(smoke_plan(plan.choice.out, "table4", seeds=2), 12.0)
     saved = read_plans(plan.choice.out)["smoke"]
     assert saved["experiments"] == ["figure4", "table4"] and saved["seeds"] == 2 and saved["costed"] == ["table4"] and len(saved["runs"]) == 9
+    assert saved["seeds_of"] == {"figure4": 1, "table4": 2}
+    notes = [table.note for table in load_tables(plan.choice.out)]
+    assert "3 of 3 runs are not measured" in notes[0] and "6 of 6 runs are not measured" in notes[1]
     (plan.choice.out / "plan.json").write_text('{"budgets": {"smoke": {}}}')
     with pytest.raises(UserError, match="is no plan"):
         read_plans(plan.choice.out)
 
 
-@pytest.mark.parametrize("change", [{"seeds": "3"}, {"seeds": 0}, {"data": None}, {"gpus": 1.5}, {"device": 7}, {"precision": []}, {"runs": []}])
+DAMAGED = [{"seeds": "3"}, {"seeds": 0}, {"seeds_of": {"a": "2"}}, {"data": None}, {"gpus": 1.5}, {"device": 7}, {"precision": []}, {"runs": []}]
+
+
+@pytest.mark.parametrize("change", DAMAGED)
 def test_a_plan_with_damaged_fields_is_one_sentence(plan, change):
     remember_plan(plan, None)
     path = plan.choice.out / "plan.json"

@@ -222,8 +222,9 @@ def read_plans(out: pathlib.Path) -> dict[str, dict[str, Any]]:
             for field, kinds in PLAN_FIELDS.items():
                 if not isinstance(plan[field], kinds) or isinstance(plan[field], bool):
                     raise TypeError(f"{field} is {plan[field]!r}")
-            if min(plan["seeds"], plan["gpus"]) < 1 or not all(isinstance(key, str) for key in plan.get("costed", [])):
-                raise ValueError(f"{plan['seeds']} seeds, {plan['gpus']} processes, costed {plan.get('costed')}")
+            seeds = [plan["seeds"], *plan.setdefault("seeds_of", {}).values()]
+            if min(*seeds, plan["gpus"]) < 1 or not all(isinstance(key, str) for key in plan.get("costed", [])):
+                raise ValueError(f"seeds {seeds}, {plan['gpus']} processes, costed {plan.get('costed')}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no plan ({type(error).__name__}: {error}); remove it and plan again, the runs stay") from error
     return plans
@@ -234,10 +235,12 @@ def remember_plan(plan: Plan, seconds: float | None) -> None:
     plans = read_plans(plan.choice.out)
     old = plans.get(plan.budget.name, {})
     names = [experiment.name for experiment in plan.experiments]
+    seeds_of = {name: max(plan.seeds, old.get("seeds_of", {}).get(name, 0)) for name in names}
     runs = {run.key: {"method": run.method, "setting": run.setting, "seed": run.seed, "kimg": run.kimg, "command": run.command} for run in plan.runs}
     plans[plan.budget.name] = {
         "experiments": list(dict.fromkeys([*old.get("experiments", []), *names])),
         "seeds": max(plan.seeds, old.get("seeds", 0)),
+        "seeds_of": {**old.get("seeds_of", {}), **seeds_of},
         "data": plan.data,
         "device": plan.choice.device,
         "gpus": plan.choice.gpus,

@@ -166,13 +166,16 @@ def load_tables(out: pathlib.Path) -> list[TableResult]:
     """
     tables = []
     for name, plan in read_plans(out).items():
-        loader = _Loader(out, find_budget(name), int(plan["seeds"]), pathlib.Path(plan["data"]).name)
-        tables += [loader.table(experiment) for experiment in choose(plan["experiments"])]
+        loaders: dict[int, _Loader] = {}
+        for experiment in choose(plan["experiments"]):
+            seeds = plan["seeds_of"].get(experiment.name, plan["seeds"])
+            loader = loaders.setdefault(seeds, _Loader(out, find_budget(name), seeds, pathlib.Path(plan["data"]).name))
+            tables.append(loader.table(experiment))
     return tables
 
 
 class _Loader:
-    """Reads the runs of one budget once."""
+    """Reads the runs of one budget, under so many seeds, once."""
 
     def __init__(self, out: pathlib.Path, budget: Budget, seeds: int, data: str):
         self.out, self.budget, self.seeds, self.data = out, budget, seeds, data
