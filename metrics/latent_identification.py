@@ -15,7 +15,7 @@ import torch.distributed as dist
 from dnnlib import UserError
 from metrics.features import GeneratorSource, evaluating, full_precision
 from pairing.losses import infonce
-from pairing.network import MIN_RESOLUTION, PairingNetwork
+from pairing.network import MIN_RESOLUTION, PairingNetwork, is_view
 from torch_utils.distributed import rank, world_size
 
 TAU = 0.1
@@ -85,7 +85,7 @@ def latent_identification(
 def _fresh_probe(G: Any, seed: int) -> PairingNetwork:
     """A pairing network in its first state, a function of `seed`."""
     resolution = G.img_resolution
-    if resolution < MIN_RESOLUTION or resolution & (resolution - 1):
+    if not is_view(resolution, resolution):
         found = f"the generator makes {resolution}x{resolution}"
         raise UserError(f"identification needs images whose edge is a power of two of at least {MIN_RESOLUTION} pixels, {found}")
     # Layers draw from the global generator: lend them another state of it. Only the CPU's is touched, the network is made there.

@@ -163,6 +163,10 @@ def test_plans_of_a_folder_add_up(plan, tmp_path):
     assert saved["seeds_of"] == {"figure4": 1, "table4": 2}
     notes = [table.note for table in load_tables(plan.choice.out)]
     assert "3 of 3 runs are not measured" in notes[0] and "6 of 6 runs are not measured" in notes[1]
+    del saved["seeds_of"]  # as plans had it once
+    (plan.choice.out / "plan.json").write_text(json.dumps({"budgets": {"smoke": {**saved, "seeds": 1}}}))
+    remember_plan(smoke_plan(plan.choice.out, "tableC", seeds=3), None)
+    assert read_plans(plan.choice.out)["smoke"]["seeds_of"] == {"figure4": 1, "table4": 1, "tableC": 3}
     (plan.choice.out / "plan.json").write_text('{"budgets": {"smoke": {}}}')
     with pytest.raises(UserError, match="is no plan"):
         read_plans(plan.choice.out)

@@ -235,12 +235,13 @@ def remember_plan(plan: Plan, seconds: float | None) -> None:
     plans = read_plans(plan.choice.out)
     old = plans.get(plan.budget.name, {})
     names = [experiment.name for experiment in plan.experiments]
-    seeds_of = {name: max(plan.seeds, old.get("seeds_of", {}).get(name, 0)) for name in names}
+    seeds_of = {**dict.fromkeys(old.get("experiments", []), old.get("seeds")), **old.get("seeds_of", {})}
+    seeds_of |= {name: max(plan.seeds, seeds_of.get(name, 0)) for name in names}
     runs = {run.key: {"method": run.method, "setting": run.setting, "seed": run.seed, "kimg": run.kimg, "command": run.command} for run in plan.runs}
     plans[plan.budget.name] = {
         "experiments": list(dict.fromkeys([*old.get("experiments", []), *names])),
         "seeds": max(plan.seeds, old.get("seeds", 0)),
-        "seeds_of": {**old.get("seeds_of", {}), **seeds_of},
+        "seeds_of": seeds_of,
         "data": plan.data,
         "device": plan.choice.device,
         "gpus": plan.choice.gpus,
