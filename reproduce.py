@@ -14,6 +14,7 @@ those on images, which a budget goes with, `experiments.images`.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import shlex
 
@@ -28,6 +29,7 @@ from experiments.images.budgets import BUDGETS
 from experiments.images.experiments import EXPERIMENTS as IMAGE_EXPERIMENTS
 from experiments.images.launchers import local_slots
 from experiments.images.plan import Choice, make_plan, plan_path, read_plans, remember_plan, write_keys
+from experiments.images.probe import places, probe
 from experiments.images.results import load_run, load_tables
 from experiments.images.run import LAUNCHERS, How, planned_run, run_plan
 from experiments.images.speed import Speed
@@ -47,6 +49,8 @@ COMMITTED = pathlib.Path(__file__).parent / "docs" / "results" / "toy"
 LOG_FILE = "log.txt"
 SWEPT = ("vertical", "ring", "grid")
 TOY_SEEDS = 10
+
+say = functools.partial(print, flush=True)
 
 FOLDER = click.Path(path_type=pathlib.Path)
 COUNT = click.IntRange(min=1)
@@ -89,7 +93,7 @@ def list_experiments(out: pathlib.Path, images: bool) -> None:
 @click.option("--seeds", help=f"Number of seeds, counted from 0  [default: {TOY_SEEDS}; of images the budget's]", type=COUNT)
 @click.option("--out", help=f"Folder of the results  [default: {DEFAULT_OUT}; of images {DEFAULT_IMAGES_OUT}]", metavar="DIR", type=FOLDER)
 @click.option("--again", help="Train anew what is finished already", is_flag=True)
-@click.option("--workers", help="Processes  [default: one per core; of images one per GPU where there are some]", type=COUNT)
+@click.option("--workers", help="Processes  [default: one per core; of images on each GPU as many as are fastest]", type=COUNT)
 @click.option("--budget", help=budget_help, type=click.Choice(list(BUDGETS)))
 @data_option
 @device_option
@@ -159,7 +163,7 @@ def run_images(choice: Choice, how: How) -> int:
 @device_option
 @precision_option
 @gpus_option
-@click.option("--workers", help="Runs at once  [default: one per core, or per GPU]", type=COUNT)
+@click.option("--workers", help="Runs at once  [default: one per core, or on each GPU as many as are fastest]", type=COUNT)
 @click.option("--no-probe", help="Do not measure this machine's speed if it is not known", is_flag=True)
 def plan(names: tuple[str, ...], budget: str | None, seeds: int | None, out: pathlib.Path, workers: int | None, no_probe: bool, **where) -> None:
     """Lists the runs of image experiments: commands, what exists in DIR, and the time and space that the rest takes on this machine."""
@@ -168,22 +172,23 @@ def plan(names: tuple[str, ...], budget: str | None, seeds: int | None, out: pat
         raise UserError(f"a plan needs --budget={'|'.join(BUDGETS)}")
     with log_into(out):
         made = make_plan(Choice(names, budget, out, where["data"], seeds, where["device"], where["gpus"], where["precision"]))
-        slots, speed = places(made.choice, workers), Speed(out)
+        speed = Speed(out)
+        slots = places(made, workers, speed, say, measure=not no_probe) if has_devices(made.choice, workers) else ()
         if slots and not no_probe:
-            speed.probe(made, slots[0], lambda text: print(text, flush=True))
+            probe(made, speed, slots[0], say)
         at_once = len(slots) or workers or 1
         print(show.show_plan(made, speed, at_once))
         remember_plan(made, show.training_left(made, speed, at_once))
         print(f"The keys of these runs are in {write_keys(made)}.")
 
 
-def places(choice: Choice, workers: int | None) -> tuple[dict[str, str], ...]:
-    """Where this machine would make the runs; none, and a line about it, if the plan is for another."""
+def has_devices(choice: Choice, workers: int | None) -> bool:
+    """Whether this machine could make the runs; if not, as where the plan is for another, says so."""
     try:
-        return local_slots(choice.device, choice.gpus, workers)
+        return bool(local_slots(choice.device, choice.gpus, workers))
     except UserError as error:
-        print(f"Times are not known: {error}")
-        return ()
+        say(f"Times are not known: {error}")
+        return False
 
 
 @main.command("make")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 
 import pytest
 from image_plans import smoke_plan
@@ -314,6 +315,21 @@ def test_runs_that_do_not_fit_are_refused_by_name_and_none_is_taken(plan, tmp_pa
     with pytest.raises(UserError, match="is not finished"):
         adopt([good], plan.choice)
     assert not any(run.look().path for run in plan.runs)
+
+
+def test_the_plans_of_a_folder_are_on_one_set_in_one_precision(plan, tmp_path):
+    remember_plan(plan, None)
+    other = tmp_path / "other.zip"
+    shutil.copy(plan.data, other)
+    with pytest.raises(UserError, match=r"other\.zip: .*plan\.json has a plan of this budget with --data=.*digits\.zip"):
+        smoke_plan(plan.choice.out, "table3", data=str(other))
+    with pytest.raises(UserError, match=r"--precision=bf16: .* with no --precision.* or remove .*plan\.json"):
+        smoke_plan(plan.choice.out, precision="bf16")
+    (tmp_path / "moved").mkdir()
+    moved = shutil.copy(plan.data, tmp_path / "moved")
+    assert smoke_plan(plan.choice.out, "table3", data=moved).data == moved
+    (plan.choice.out / "plan.json").unlink()
+    assert smoke_plan(plan.choice.out, data=str(other)).data == str(other)
 
 
 # Time and space.

@@ -16,11 +16,10 @@ import pytest
 from image_plans import calls, smoke_plan, stand_ins
 
 from dnnlib import UserError
-from experiments.images import speed, work
+from experiments.images import work
 from experiments.images.board import Board, table
 from experiments.images.budgets import BUDGETS
 from experiments.images.folder_lock import hold
-from experiments.images.launchers import local_slots
 from experiments.images.plan import remember_plan
 from experiments.images.results import load_tables
 from experiments.images.run import How, run_plan
@@ -46,7 +45,6 @@ def plan(tmp_path, monkeypatch):
     made = smoke_plan(tmp_path / "out")
     scripts = stand_ins(tmp_path / "scripts", made)
     monkeypatch.setattr(work, "SCRIPTS", scripts)
-    monkeypatch.setattr(speed, "SCRIPTS", scripts)
     return made
 
 
@@ -280,71 +278,12 @@ def test_the_paper_budget_is_never_started_by_accident(plan, tmp_path):
         run_plan(paper, How())
 
 
-# How long things take.
-
-
-def test_the_probe_measures_each_kind_of_run_once(plan, scripts):
-    said = []
-    measured = Speed(plan.choice.out)
-    measured.probe(plan, {}, said.append)
-    assert [word for word, _ in calls(scripts)] == ["train", "measure", "train", "train"] and len(said) == 3
-    assert set(measured.training.values()) == {2.0} and len(measured.training) == 3 and len(measured.measuring) == 1
-    assert all(measured.left(run).total > 0 for run in plan.runs) and not (plan.choice.out / "runs").exists()
-    again = Speed(plan.choice.out)
-    again.probe(plan, {}, said.append)
-    assert again.training == measured.training and len(said) == 3
-
-
-def test_a_probe_without_its_detector_measures_training_alone(plan, scripts):
-    said = []
-    measured = Speed(plan.choice.out)
-    elsewhere = dataclasses.replace(plan, budget=dataclasses.replace(plan.budget, detector=str(scripts / "absent.pt")))
-    measured.probe(elsewhere, {}, said.append)
-    assert "cannot be measured" in said[0] and "absent.pt" in said[0]
-    assert measured.left(plan.runs[0]).training == 2.0 and measured.left(plan.runs[0]).measuring is None
-
-
-def test_a_slow_machine_is_judged_by_the_first_step(plan, tmp_path):
-    phases = {"Gmain": 640, "Dmain": 320, "Greg": 0, "Dreg": 1600}
-    line = {f"Timing/{name}": {"mean": milliseconds} for name, milliseconds in phases.items()}
-    assert speed.first_step(tmp_path, plan.runs[0]) is None
-    (tmp_path / "stats.jsonl").write_text(json.dumps(line) + "\n" + '{"torn')
-    assert speed.first_step(tmp_path, plan.runs[0]) == (640 + 320 + 100) / 32
-
-
-def test_a_probe_that_makes_no_step_in_time_is_told(plan, scripts, monkeypatch):
-    (scripts / "train.py").write_text("import time\ntime.sleep(60)")
-    monkeypatch.setattr(speed, "PROBE_SECONDS", 0.5)
-    with pytest.raises(UserError, match=r"does not make one step in 0\.5 seconds"):
-        Speed(plan.choice.out).probe(plan, {}, lambda text: None)
-
-
 def test_finished_runs_teach_their_speed(plan, scripts):
     run_plan(plan, How(workers=2))
     assert set(Speed(plan.choice.out).training.values()) == {2.0}
 
 
-# Places and the table.
-
-
-def test_slots_share_the_cores(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)  # those that a queue gives a job
-    assert [slot["OMP_NUM_THREADS"] for slot in local_slots("cpu", 1, None)] == ["1"] * 8
-    assert [slot["OMP_NUM_THREADS"] for slot in local_slots("cpu", 1, 2)] == ["4"] * 2
-    assert len(local_slots("cpu", 4, None)) == 2
-
-
-def test_slots_share_the_gpus(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    visible = [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots("auto", 1, 6)]
-    assert visible == ["0", "1", "2", "3", "0", "1"]
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots("cuda", 2, None)] == ["0,1", "2,3"]
-    with pytest.raises(UserError, match="--gpus=5"):
-        local_slots("cuda", 5, None)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots("cuda", 2, None)] == ["4,5", "6,7"]
+# The table.
 
 
 class Terminal(io.StringIO):

@@ -130,13 +130,15 @@ def make_plan(choice: Choice) -> Plan:
     """Works out every run, its commands and its configuration.
 
     Raises:
-        UserError: unknown experiment or budget, no data, or options that train.py refuses.
+        UserError: unknown experiment or budget, no data, options that train.py refuses, or the folder's plan of the budget is on other data
+            or of another precision.
     """
     budget, experiments = find_budget(choice.budget), choose(choice.names)
     data_path = choice.data or budget.data or _digits(choice.out)
     data = inspect_data(data_path)
     if not data.labels_in_file:
         raise UserError(f"--data={data_path} has no labels, and the experiments train on classes; give a labelled set")
+    _check_same_terms(choice, data_path)
     seeds = budget.seeds if choice.seeds is None else choice.seeds
     wanted: dict[tuple[str, str], dict[str, ImageExperiment]] = {}
     for experiment in experiments:
@@ -149,6 +151,20 @@ def make_plan(choice: Choice) -> Plan:
         for (setting, method), wanting in wanted.items()
     ]
     return Plan(choice, budget, tuple(experiments), data_path, data, seeds, tuple(runs))
+
+
+def _check_same_terms(choice: Choice, data_path: str) -> None:
+    """Raises UserError if what a folder's plan of this budget was made with differs in what its tables say once for all of their runs."""
+    saved = read_plans(choice.out).get(choice.budget)
+    if saved is None:
+        return
+    path = plan_path(choice.out)
+    elsewhere = f"has a plan of this budget with {{}}, and the tables of a folder are of one kind; take another --out, or remove {path} (runs stay)"
+    if pathlib.Path(data_path).stem != pathlib.Path(saved["data"]).stem:  # as runs know their sets: by name, wherever these lie
+        raise UserError(f"--data={data_path}: {path} {elsewhere.format('--data=' + saved['data'])}")
+    if choice.precision != saved["precision"]:
+        found, old = (f"--precision={value}" if value else "no --precision" for value in (choice.precision, saved["precision"]))
+        raise UserError(f"{found}: {path} {elsewhere.format(old)}")
 
 
 def _plan_run(

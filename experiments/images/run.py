@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +13,9 @@ from dnnlib import UserError
 from experiments.images.board import Board
 from experiments.images.disk import check_disk
 from experiments.images.folder_lock import hold
-from experiments.images.launchers import Slots, launch_local, launch_slurm, local_slots
+from experiments.images.launchers import Slots, launch_local, launch_slurm
 from experiments.images.plan import Plan, PlannedRun, read_plans, remember_plan
+from experiments.images.probe import places
 from experiments.images.run_state import run_folders
 from experiments.images.speed import Speed
 from experiments.images.work import Outcome, Stop
@@ -28,7 +30,7 @@ class How:
 
     Attributes:
         launcher: local or slurm.
-        workers: runs at once on this machine; None: one per core or GPU.
+        workers: runs at once on this machine; None: one per core, or on each GPU as many as are fastest.
         slurm: parameters of submitit's Slurm executor.
         confirmed: whether the user has said yes to the paper budget.
     """
@@ -61,10 +63,11 @@ def run_plan(plan: Plan, how: How, log: Callable[[str], None] = lambda text: Non
         check_disk(plan)
         if waiting:
             check_detectors(parse_metrics(plan.metrics, plan.budget.detector))
-        slots = local_slots(plan.choice.device, plan.choice.gpus, how.workers) if how.launcher == "local" else None
+        speed = Speed(out)
+        slots = places(plan, how.workers, speed, functools.partial(print, flush=True)) if how.launcher == "local" else None
         remember_plan(plan, None)
         print(f"{len(plan.runs)} runs, {len(plan.runs) - len(waiting)} of them measured already.", flush=True)
-        return _make(plan, waiting, how, slots, log) if waiting else []
+        return _make(plan, waiting, how, slots, speed, log) if waiting else []
 
 
 def check_may_run(plan: Plan, how: How) -> None:
@@ -80,10 +83,10 @@ def check_may_run(plan: Plan, how: How) -> None:
         raise UserError("--budget=paper takes as long as its plan says; add --yes to start it")
 
 
-def _make(plan: Plan, waiting: Sequence[PlannedRun], how: How, slots: Slots | None, log: Callable[[str], None]) -> list[Outcome]:
+def _make(plan: Plan, waiting: Sequence[PlannedRun], how: How, slots: Slots | None, speed: Speed, log: Callable[[str], None]) -> list[Outcome]:
     stop, board = Stop(), Board(waiting, log=log)
     by_key = {run.key: run for run in waiting}
-    speed, failures = Speed(plan.choice.out), []
+    failures: list[Outcome] = []
     try:
         with _termination_as_interrupt():
             if slots is None:

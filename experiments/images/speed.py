@@ -1,4 +1,4 @@
-"""How long things take on this machine: seconds per kimg of training and per measured snapshot, from a short probe, kept in DIR/speed.json."""
+"""How long things take on this machine: seconds per kimg of training and per measured snapshot, kept in DIR/speed.json."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import os
 import pathlib
 import platform
 import statistics
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,16 +17,10 @@ from dnnlib import UserError, atomic_write_text
 from dnnlib.json_files import read_json, read_json_lines
 from experiments.images.commands import parse_options
 from experiments.images.folder_lock import wait_for
-from experiments.images.plan import Plan, PlannedRun
-from experiments.images.run_state import run_folders
-from experiments.images.work import SCRIPTS, Stop, execute, metrics_command
-from metrics.registry import check_detectors, parse_metrics
+from experiments.images.plan import PlannedRun
 from training import config
-from training.run_files import RunDir
 
 SPEED_FILE = "speed.json"
-PROBE_SECONDS = 180  # after which the first step has to do
-PROBE_KIMG = {"cuda": 12}  # on a GPU the first steps choose kernels and record graphs
 # Of the other options it counts that they are given.
 BY_VALUE = ("--aug", "--precision", "--objective", "--pairing-dim", "--pairing-width", "--pairing-view", "--pairing-mode", "--pairing-space")
 
@@ -48,8 +39,13 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def cost_class(run: PlannedRun) -> str:
-    """What a run's seconds per kimg depend on: device, processes, preset and the parts of the method, not their weights."""
+def cost_class(run: PlannedRun, sharing: int = 1) -> str:
+    """What a run's seconds per kimg depend on: device, processes, preset and the parts of the method, not their weights.
+
+    Args:
+        run: which.
+        sharing: so many runs share its GPU.
+    """
     options, _ = parse_options(run.arguments)
     parts = [config.choose_device(options.device).type if options.device == "auto" else options.device, f"{run.gpus} process(es)", options.cfg]
     for argument in run.arguments:
@@ -58,6 +54,7 @@ def cost_class(run: PlannedRun) -> str:
             parts.append(f"{name[2:]} {value}")
         elif name.startswith(("--pairing-", "--ms-", "--r2-")):
             parts.append(name[2:])
+    parts += [f"{sharing} share a GPU"] if sharing > 1 else []
     return ", ".join(parts)
 
 
@@ -89,13 +86,19 @@ class Speed:
 
     Args:
         out: results folder that holds the file.
+
+    Attributes:
+        training: `cost_class` -> seconds per kimg; None: so many runs do not fit the GPU.
+        measuring: `metric_class` -> seconds per snapshot.
+        sharing: so many runs share a GPU, in what is asked and learned of them.
     """
 
     def __init__(self, out: pathlib.Path):
+        self.sharing = 1
         self.path, self.name = out / SPEED_FILE, machine()
         machines = _read(self.path)
         own = machines.get(self.name, {"sec_per_kimg": {}, "sec_per_snapshot": {}})
-        self.training: dict[str, float] = own["sec_per_kimg"]
+        self.training: dict[str, float | None] = own["sec_per_kimg"]
         self.measuring: dict[str, float] = own["sec_per_snapshot"]
         self._known = dict(self.training), dict(self.measuring)
 
@@ -106,10 +109,14 @@ class Speed:
             machines = _read(self.path)
             own = machines.setdefault(self.name, {"sec_per_kimg": {}, "sec_per_snapshot": {}})
             for found, known, kept in zip((self.training, self.measuring), self._known, (own["sec_per_kimg"], own["sec_per_snapshot"])):
-                kept |= {kind: seconds for kind, seconds in found.items() if known.get(kind) != seconds}
+                kept |= {kind: seconds for kind, seconds in found.items() if kind not in known or known[kind] != seconds}
                 found |= kept
             self._known = dict(self.training), dict(self.measuring)
             atomic_write_text(self.path, json.dumps({"machines": machines}, indent=1) + "\n")
+
+    def kind(self, run: PlannedRun) -> str:
+        """The run's `cost_class` beside as many others as there are."""
+        return cost_class(run, self.sharing)
 
     def left(self, run: PlannedRun) -> Left:
         """What is left of a run takes so long."""
@@ -121,99 +128,17 @@ class Speed:
             _times(number, self.measuring.get(metric_class(run, metrics)))
             for number, metrics in ((to_measure, run.metrics), (ends, run.end_metrics))
         ]
-        return Left(_times(to_train, self.training.get(cost_class(run))), None if None in parts else sum(parts))
+        return Left(_times(to_train, self.training.get(self.kind(run))), None if None in parts else sum(parts))
 
     def learn(self, run: PlannedRun, path: pathlib.Path) -> None:
         """Takes the speed of a run that has just been made here."""
         if (measured := sec_per_kimg(path)) is not None:
-            self.training[cost_class(run)] = measured
+            self.training[self.kind(run)] = measured
             self.save()
-
-    def probe(self, plan: Plan, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
-        """Measures what the plan needs and is not known: trains a bit of one run of each kind, and measures its snapshots.
-
-        Raises:
-            UserError: a probe fails.
-        """
-        waiting = [run for run in plan.runs if not run.look().is_measured]
-        kinds = {cost_class(run): run for run in reversed(waiting) if cost_class(run) not in self.training}
-        covered = {*self.measuring, *(metrics for run in kinds.values() for metrics in metric_classes(run))}
-        for run in waiting:
-            if not metric_classes(run).keys() <= covered:
-                kinds[cost_class(run)] = run
-                covered |= metric_classes(run).keys()
-        with_metrics = bool(kinds) and _can_measure(plan, say)
-        for number, (kind, run) in enumerate(kinds.items(), start=1):
-            say(f"Measuring this machine's speed, {number} of {len(kinds)}: {kind}")
-            self._probe_run(run, environment, with_metrics)
-            self.save()
-
-    def _probe_run(self, run: PlannedRun, environment: Mapping[str, str], with_metrics: bool) -> None:
-        with tempfile.TemporaryDirectory(prefix="probe-") as folder:
-            place = pathlib.Path(folder)
-            output = place / "output.txt"
-            kimg = min(PROBE_KIMG.get(cost_class(run).partition(",")[0], 1), run.kimg)
-            arguments = _replaced(run.arguments, {"--outdir": place.as_posix(), "--kimg": kimg, "--tick": max(kimg // 3, 1), "--snap": 1000})
-            with _Deadline(PROBE_SECONDS) as stop:
-                try:
-                    execute([str(SCRIPTS / "train.py"), *arguments], output, environment, stop)
-                except UserError:
-                    if not stop.is_set():
-                        raise
-            paths = run_folders(place)
-            speed = (sec_per_kimg(paths[-1]) or first_step(paths[-1], run)) if paths else None
-            if speed is None:
-                raise UserError(f"a run of {cost_class(run)} does not make one step in {PROBE_SECONDS} seconds here; take a smaller budget")
-            self.training[cost_class(run)] = speed
-            snapshots = RunDir(paths[-1]).snapshots()
-            if not with_metrics or not snapshots:
-                return
-            for kind, metrics in metric_classes(run).items():
-                if kind not in self.measuring:
-                    network = paths[-1] if metrics == run.metrics else RunDir(paths[-1]).snapshot(snapshots[-1])
-                    start = time.time()
-                    execute(metrics_command(run, network, metrics), output, environment)
-                    self.measuring[kind] = (time.time() - start) / (len(snapshots) if metrics == run.metrics else 1)
-
-
-class _Deadline:
-    """A `Stop` that is set after some seconds."""
-
-    def __init__(self, seconds: float):
-        self.stop = Stop()
-        self.timer = threading.Timer(seconds, self.stop.set)
-        self.timer.daemon = True
-
-    def __enter__(self) -> Stop:
-        self.timer.start()
-        return self.stop
-
-    def __exit__(self, *_) -> None:
-        self.timer.cancel()
-
-
-def _can_measure(plan: Plan, say: Callable[[str], None]) -> bool:
-    """Whether the detectors are at hand; if not, says why the time that metrics take stays unknown."""
-    try:
-        check_detectors(parse_metrics(plan.metrics, plan.budget.detector))
-        return True
-    except UserError as error:
-        say(f"The time that metrics take cannot be measured: {error}")
-        return False
 
 
 def _times(number: int, seconds: float | None) -> float | None:
     return 0.0 if number == 0 else None if seconds is None else number * seconds
-
-
-def first_step(path: pathlib.Path, run: PlannedRun) -> float | None:
-    """Seconds per kimg by the phases of the first step alone, which is slower than those that follow; None if it was not made."""
-    stats = stats_lines(path)
-    if not stats:
-        return None
-    phases = {name: stats[0].get(f"Timing/{name}", {}).get("mean", 0) for name in ("Gmain", "Dmain", "Greg", "Dreg")}
-    milliseconds = phases["Gmain"] + phases["Dmain"] + phases["Greg"] / 4 + phases["Dreg"] / 16
-    return milliseconds / run.options["batch_size"]
 
 
 def sec_per_kimg(path: pathlib.Path) -> float | None:
@@ -234,12 +159,6 @@ def schedule(seconds: Sequence[float], workers: int) -> float:
         index = busy.index(min(busy))
         busy[index] += value
     return max(busy)
-
-
-def _replaced(arguments: Sequence[str], values: Mapping[str, Any]) -> list[str]:
-    """Arguments with other values for some options."""
-    kept = [argument for argument in arguments if argument.partition("=")[0] not in values]
-    return [*kept, *(f"{name}={value}" for name, value in values.items())]
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
