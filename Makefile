@@ -1,5 +1,5 @@
 # make demo   learn handwritten digits on the CPU, show and measure them
-# make test   style and all tests of less than a minute
+# make test   style and all tests of less than a minute, in two processes (JOBS=8: in eight)
 # make soak   the long tests
 # make gpu-check  on a machine with a GPU: builds its ops, tests and measures them, into docs/benchmarks-gpu.json
 # make lint   style only
@@ -9,6 +9,7 @@
 # Needs a Python from 3.10 to 3.13 with venv, and a network for the packages. Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -37,7 +38,7 @@ demo: venv
 	$(BIN)/python -m experiments.demo
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 soak: venv
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0
