@@ -35,6 +35,7 @@ def gpus(monkeypatch):
     """Makes this machine look as if it had so many GPUs."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "a GPU")
+    monkeypatch.setattr(probe, "PROBE_KIMG", {"cuda": 0})  # the runs here are short
     return lambda number: monkeypatch.setattr("torch.cuda.device_count", lambda: number)
 
 
@@ -161,7 +162,9 @@ def test_nothing_is_tried_side_by_side_in_vain(plan, gpus, monkeypatch):
     quiet += [probe.places(plan, None, Speed(plan.choice.out), print)]  # a GPU for each run
     gpus(1)
     quiet += [probe.places(plan, None, Speed(plan.choice.out), print, measure=False), probe.places(plan, 2, Speed(plan.choice.out), print)]
-    assert [len(slots) for slots in quiet[1:]] == [3, 1, 2]
+    monkeypatch.setattr(probe, "PROBE_KIMG", {"cuda": 24})
+    quiet += [probe.places(plan, None, Speed(plan.choice.out), print)]  # runs that are shorter than a trial
+    assert [len(slots) for slots in quiet[1:]] == [3, 1, 2, 1]
 
 
 def test_run_shares_gpus_by_itself(plan, scripts, gpus):

@@ -48,7 +48,7 @@ def places(plan: Plan, workers: int | None, speed: Speed, say: Say, measure: boo
     slots = local_slots(plan.choice.device, plan.choice.gpus, workers)
     sets = len({slot.get("CUDA_VISIBLE_DEVICES", number) for number, slot in enumerate(slots)})
     if workers is None and plan.choice.gpus == 1 and "CUDA_VISIBLE_DEVICES" in slots[0]:
-        waiting = [run for run in plan.runs if not run.look().finished]
+        waiting = [run for run in plan.runs if run.kimg > PROBE_KIMG["cuda"] and not run.look().finished]  # shorter ones are made sooner than tried
         most = min(SHARED_AT_MOST, -(-len(waiting) // sets))
         if most > 1 and (number := _best_sharing(waiting, most, slots[0], speed, say if measure else None)) > 1:
             say(f"{number} runs share a GPU: together they train faster than fewer would. --workers={sets} makes one at a time on each.")
