@@ -14,11 +14,13 @@ those on images, which a budget goes with, `experiments.images`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 import shlex
 
 import click
+from click.core import ParameterSource
 
 from dnnlib import UserError, atomic_write_text, make_folder
 from dnnlib.cli import CommaList, run_command
@@ -28,10 +30,10 @@ from experiments.images.adopt import adopt as adopt_runs
 from experiments.images.budgets import BUDGETS
 from experiments.images.experiments import EXPERIMENTS as IMAGE_EXPERIMENTS
 from experiments.images.launchers import local_slots
-from experiments.images.plan import Choice, make_plan, plan_path, read_plans, remember_plan, write_keys
+from experiments.images.plan import RUNS, Choice, make_plan, plan_path, read_plans, remember_plan, write_keys
 from experiments.images.probe import places, probe
 from experiments.images.results import load_run, load_tables
-from experiments.images.run import LAUNCHERS, How, planned_run, run_plan
+from experiments.images.run import LAUNCHERS, How, check_can_make, planned_run, run_plan
 from experiments.images.speed import Speed
 from experiments.images.work import make_run
 from experiments.paper import report as reports
@@ -113,11 +115,17 @@ def run(
     if budget is not None:
         if again:
             raise UserError("--again is for experiments in the plane; to train an image run anew, remove its folder in DIR/runs")
+        if images["launcher"] == "slurm" and workers is not None:
+            raise UserError("--workers is for --launcher=local; how many jobs of Slurm go at once is Slurm's to say")
+        if images["slurm"] and images["launcher"] != "slurm":
+            raise UserError(f"--slurm={images['slurm'][0]} goes with --launcher=slurm")
         how = How(images["launcher"], workers, slurm_parameters(images["slurm"]), images["yes"])
         if how.launcher == "slurm" and images["device"] == "auto":
             raise UserError("--launcher=slurm needs --device=cuda or --device=cpu, since the jobs' machines may have another device than this one")
         place = out or DEFAULT_IMAGES_OUT
         return run_images(Choice(names, budget, place, images["data"], seeds, images["device"], images["gpus"], images["precision"]), how)
+    if given := [name for name in images if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE]:
+        raise UserError(f"--{given[0]} is for experiments on images, which a --budget goes with")
     experiments = choose_experiments(names)
     seeds, out = seeds or TOY_SEEDS, out or DEFAULT_OUT
     command = ["python", "reproduce.py", "run", *names, f"--seeds={seeds}", f"--out={out.as_posix()}"]
@@ -201,7 +209,10 @@ def make_planned(keys: tuple[str, ...], out: pathlib.Path) -> int:
         for budget, saved in read_plans(out).items()
         if any(key.startswith(f"{budget}-") for key in keys)
     ]
-    outcomes = [make_run(planned_run(plans, key), say=lambda step, key=key: print(f"{key}: {step}", flush=True)) for key in keys]
+    runs = [planned_run(plans, key) for key in keys]
+    for made in plans:
+        check_can_make(dataclasses.replace(made, runs=tuple(run for run in made.runs if run in runs)))
+    outcomes = [make_run(run, say=lambda step, key=run.key: say(f"{key}: {step}")) for run in runs]
     for outcome in outcomes:
         print(f"{outcome.key}: {outcome.error or 'measured'}")
     return int(any(outcome.error for outcome in outcomes))
@@ -260,6 +271,8 @@ def report(runs: tuple[pathlib.Path, ...], out: pathlib.Path | None, write: bool
 
     Of image experiments (DIR with plan.json) or of any runs (RUN_DIR...) it writes report.html, report.md and report.json.
     """
+    if not runs and out is not None and (out / RUNS).is_dir() and not plan_path(out).is_file():
+        raise UserError(f"--out={out} has runs of image experiments but no {plan_path(out).name}; plan them again, or name the runs")
     if runs or (out is not None and plan_path(out).is_file()):
         write_page(runs, out or DEFAULT_PAGE)
         if runs or not reports.find_results(out):

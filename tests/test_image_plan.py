@@ -24,6 +24,8 @@ from experiments.images.run_state import SHEET, SHEET_NUMBERS
 from experiments.images.speed import Speed, cost_class, schedule
 from experiments.paper import numbers
 from experiments.paper.toy_experiments import EXPERIMENTS as TOY_EXPERIMENTS
+from training.dataset_sources import open_source
+from training.dataset_writer import convert_dataset, make_transform
 
 PAPER = ("table3", "table4", "tableB", "tableC", "figure4", "figure5")
 
@@ -275,7 +277,15 @@ def test_runs_that_fit_are_adopted(plan, tmp_path, copy):
 
 
 def test_a_run_of_a_further_seed_is_adopted(plan, tmp_path):
-    assert adopt([by_hand(plan, tmp_path, random_seed=4)], plan.choice)[0].seed == 4
+    assert adopt([by_hand(plan, tmp_path, random_seed=4)], dataclasses.replace(plan.choice, names=("figure4", "table4")))[0].seed == 4
+    (saved,) = read_plans(plan.choice.out).values()  # so that tables look for it
+    assert saved["seeds_of"] == {"figure4": 5} and saved["experiments"] == ["figure4"]
+
+
+@pytest.mark.parametrize("seed", [None, "0", -1, 100, True])
+def test_a_run_without_a_seed_of_plans_is_not_adopted(plan, tmp_path, seed):
+    with pytest.raises(UserError, match=rf"has the seed {seed!r}, and plans count"):
+        adopt([by_hand(plan, tmp_path, random_seed=seed)], plan.choice)
 
 
 @pytest.mark.parametrize("copy", [False, True])
@@ -319,15 +329,15 @@ def test_runs_that_do_not_fit_are_refused_by_name_and_none_is_taken(plan, tmp_pa
 
 def test_the_plans_of_a_folder_are_on_one_set_in_one_precision(plan, tmp_path):
     remember_plan(plan, None)
-    other = tmp_path / "other.zip"
-    shutil.copy(plan.data, other)
-    with pytest.raises(UserError, match=r"other\.zip: .*plan\.json has a plan of this budget with --data=.*digits\.zip"):
+    other = tmp_path / "other" / "digits.zip"
+    other.parent.mkdir()
+    convert_dataset(open_source("digits", max_images=50), str(other), make_transform(None, 16, 16, "box"))
+    with pytest.raises(UserError, match=r"other.digits\.zip: .*plan\.json has a plan of this budget with --data=.*digits\.zip"):
         smoke_plan(plan.choice.out, "table3", data=str(other))
-    with pytest.raises(UserError, match=r"--precision=bf16: .* with no --precision.* or remove .*plan\.json"):
+    with pytest.raises(UserError, match=r"--precision=bf16: .* with --precision=fp32.* or remove .*plan\.json"):
         smoke_plan(plan.choice.out, precision="bf16")
-    (tmp_path / "moved").mkdir()
-    moved = shutil.copy(plan.data, tmp_path / "moved")
-    assert smoke_plan(plan.choice.out, "table3", data=moved).data == moved
+    moved = shutil.copy(plan.data, tmp_path / "renamed.zip")
+    assert smoke_plan(plan.choice.out, "table3", data=str(moved), precision="fp32").data == str(moved)  # the same in other words
     (plan.choice.out / "plan.json").unlink()
     assert smoke_plan(plan.choice.out, data=str(other)).data == str(other)
 

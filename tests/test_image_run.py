@@ -106,6 +106,18 @@ def test_the_end_alone_is_measured_where_a_table_shows_it(plan, scripts):
     assert all(row.ours.keys() == set(table.columns) for row in table.rows)
 
 
+def test_of_a_longer_run_the_planned_end_is_measured(plan, scripts):
+    """Where the table looks, wherever the run has got to."""
+    run_plan(plan, How(workers=2))
+    longer = plan.runs[0].look().path
+    (longer / "network-snapshot-000005.safetensors").write_text("")
+    assert run_plan(smoke_plan(plan.choice.out, "latents"), How(workers=2)) == []
+    lines = (longer / "metric-coverage_classwise_embedded.jsonl").read_text().splitlines()
+    assert [json.loads(line)["snapshot_pkl"] for line in lines] == ["network-snapshot-000001.safetensors"]
+    row = load_tables(plan.choice.out)[-1].rows[0]
+    assert len(row.runs) == 1 and "worst class" in row.ours
+
+
 def test_a_plan_of_longer_runs_takes_the_shorter_ones_further(plan, scripts):
     assert run_plan(plan, How(workers=2)) == []
     longer = plan.runs[0]

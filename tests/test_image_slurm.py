@@ -1,5 +1,6 @@
 """Jobs of Slurm without a Slurm: squeue and submitit are stand-ins. With a real one: tests/test_image_smoke.py."""
 
+import itertools
 import json
 import os
 import types
@@ -104,7 +105,7 @@ def test_one_question_asks_for_all_jobs(slurm, plan, monkeypatch):
     monkeypatch.setattr(launchers, "QUEUE_SECONDS", 60.0)
     Job.hanging |= {"101", "102", "103"}
     slurm.answer("101 RUNNING\\n102 RUNNING\\n103 PENDING\\n")
-    waits = iter(range(20))
+    waits = itertools.count()  # subprocess waits by the same function
     monkeypatch.setattr(launchers.time, "sleep", lambda seconds: Job.hanging.clear() if next(waits) == 9 else None)
     assert [outcome.error for outcome in launch(plan)] == [""] * 3
     assert (slurm.folder / "asked").read_text() == "asked\n"

@@ -136,7 +136,7 @@ def test_slurm_makes_the_runs(command, tmp_path):
     assert len(lines_of(tmp_path)) == 3
 
 
-def test_sbatchs_single_runs_are_made_by_name(command, tmp_path):
+def test_sbatchs_single_runs_are_made_by_name(command, tmp_path, monkeypatch):
     given = ("--budget=smoke", f"--out={tmp_path}", "--no-probe")
     assert command("plan", "tableC", *given)[0] == 0 and command("plan", "figure4", *given)[0] == 0
     keys = (tmp_path / "keys.txt").read_text().splitlines()  # of the last plan, though the folder holds more
@@ -146,6 +146,13 @@ def test_sbatchs_single_runs_are_made_by_name(command, tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps(saved))  # another budget's data do not matter here
     status, _, errors = command("make", "smoke-noaug-nobody-seed0", f"--out={tmp_path}")
     assert status == 2 and "no plan in this folder has a run 'smoke-noaug-nobody-seed0'" in errors
+    monkeypatch.setattr("experiments.images.disk.free_bytes", lambda folder: 0)
+    status, _, errors = command("make", keys[0], f"--out={tmp_path}")
+    assert status == 2 and "the plan needs about" in errors and not (tmp_path / "runs").exists()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "plan.json").unlink()
+    status, _, errors = command("report", f"--out={tmp_path}")
+    assert status == 2 and "has runs of image experiments but no plan.json" in errors
 
 
 @pytest.mark.parametrize(
@@ -156,6 +163,9 @@ def test_sbatchs_single_runs_are_made_by_name(command, tmp_path):
         (["run", "table9", "--budget=smoke"], "'table9'"),
         (["run", "table3", "--budget=smoke", "--again"], "--again is for experiments in the plane"),
         (["run", "table3", "--budget=smoke", "--launcher=slurm", "--slurm", "partition"], "not of the form NAME=VALUE"),
+        (["run", "table3", "--budget=smoke", "--device=cpu", "--launcher=slurm", "--workers=2"], "--workers is for --launcher=local"),
+        (["run", "table3", "--budget=smoke", "--slurm", "timeout_min=9"], "--slurm=timeout_min=9 goes with --launcher=slurm"),
+        (["run", "table1", "--device=cpu"], "--device is for experiments on images"),
         (["plan", "--budget=smoke"], "no experiment is named"),
         (["plan", "table3"], "--budget"),
         (["plan", "table3", "--budget=short", "--data=absent.zip"], "absent.zip"),

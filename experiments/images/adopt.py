@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shutil
 
 from dnnlib import UserError
 from experiments.images.folder_lock import hold
 from experiments.images.methods import METHODS, recognise
-from experiments.images.plan import Choice, Plan, PlannedRun, make_plan
+from experiments.images.plan import Choice, Plan, PlannedRun, make_plan, remember_plan
 from experiments.images.run_state import RUN_FOLDER, look_at, read_options, run_folders, settings_difference
+from metrics.runs import SEED
+
+LARGEST_SEED = 99  # all runs up to an adopted one's seed are planned
 
 
 def adopt(paths: list[pathlib.Path], choice: Choice, copy: bool = False) -> list[PlannedRun]:
@@ -27,7 +31,7 @@ def adopt(paths: list[pathlib.Path], choice: Choice, copy: bool = False) -> list
         UserError: a run is not finished, or its options are not those of any planned run; the difference is named.
     """
     folders = [_run_folder(path) for path in paths]
-    seeds = max([choice.seeds or 0, *(int(read_options(folder).get("random_seed", 0)) + 1 for folder in folders)])
+    seeds = max([choice.seeds or 0, *(_seed(folder) + 1 for folder in folders)])
     plan = make_plan(Choice(**{**vars(choice), "seeds": seeds}))
     with hold(choice.out, f"--out={choice.out}"):
         taken = [(folder, _counterpart(folder, plan)) for folder in folders]
@@ -36,6 +40,7 @@ def adopt(paths: list[pathlib.Path], choice: Choice, copy: bool = False) -> list
             raise UserError(f"two of the runs are {twice[0]}; give one of them")
         for folder, run in taken:
             _take(folder, run, copy)
+        remember_plan(_for_runs(plan, [run for _, run in taken]), None)
     return [run for _, run in taken]
 
 
@@ -49,10 +54,25 @@ def _run_folder(path: pathlib.Path) -> pathlib.Path:
     return inside[0]
 
 
+def _for_runs(plan: Plan, runs: list[PlannedRun]) -> Plan:
+    """The plan of those experiments alone that need one of the runs."""
+    names = {name for run in runs for name in run.experiments}
+    experiments = tuple(experiment for experiment in plan.experiments if experiment.name in names)
+    return dataclasses.replace(plan, experiments=experiments, runs=tuple(run for run in plan.runs if names & set(run.experiments)))
+
+
+def _seed(folder: pathlib.Path) -> int:
+    """The seed of a run. Raises UserError if it is none that plans have."""
+    seed = read_options(folder).get(SEED, 0)
+    if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"{folder} has the seed {seed!r}, and plans count theirs from 0 up to {LARGEST_SEED} at most")
+    return seed
+
+
 def _counterpart(folder: pathlib.Path, plan: Plan) -> PlannedRun:
     """The planned run that a folder is."""
     options = read_options(folder)
-    method, seed = recognise(options), int(options.get("random_seed", 0))
+    method, seed = recognise(options), _seed(folder)
     candidates = [run for run in plan.runs if (run.method, run.seed) == (method, seed)]
     if not candidates:
         known = ", ".join(dict.fromkeys(run.method for run in plan.runs))

@@ -11,8 +11,9 @@ from typing import Any
 from dnnlib import UserError, atomic_write_text
 from dnnlib.json_files import read_json
 from experiments.images.budgets import Budget, find_budget
-from experiments.images.commands import configuration, inspect_data
+from experiments.images.commands import configuration, inspect_data, same_data
 from experiments.images.experiments import ImageExperiment, choose
+from experiments.images.folder_lock import wait_for
 from experiments.images.methods import HALF, METHODS, R1_WEIGHT, Method
 from experiments.images.run_state import RunState, look, measured_snapshots, sheet_snapshot
 from metrics.registry import parse_metrics
@@ -64,7 +65,7 @@ class PlannedRun:
         arguments: of train.py for a new run.
         measuring: arguments of calc_metrics.py, after --network and --metrics.
         looking: arguments of `calc_metrics.py show`, after --fake and --out; empty where no sheets are wanted.
-        metrics, end_metrics, detector: what is measured of every snapshot, and of the last one alone.
+        metrics, end_metrics, detector: what is measured of every snapshot, and of that of the planned end alone.
         options: what training_options.json will hold.
         snapshots: so many will be there, about.
         gpus: processes.
@@ -97,9 +98,9 @@ class PlannedRun:
         state = look(self.parent, self.options, self.metrics, self.detector)
         if not state.finished:
             return state
-        last = RunDir(state.path).snapshot(state.kimg).name
+        end, last = (RunDir(state.path).snapshot(kimg).name for kimg in (state.end, state.kimg))
         names = [spec.name for spec in parse_metrics(self.end_metrics, self.detector)]
-        end_measured = not names or last in measured_snapshots(state.path, names)
+        end_measured = not names or end in measured_snapshots(state.path, names)
         return dataclasses.replace(state, end_measured=end_measured, looked_at=not self.looking or sheet_snapshot(state.path) == last)
 
 
@@ -160,11 +161,11 @@ def _check_same_terms(choice: Choice, data_path: str) -> None:
         return
     path = plan_path(choice.out)
     elsewhere = f"has a plan of this budget with {{}}, and the tables of a folder are of one kind; take another --out, or remove {path} (runs stay)"
-    if pathlib.Path(data_path).stem != pathlib.Path(saved["data"]).stem:  # as runs know their sets: by name, wherever these lie
+    if not same_data(data_path, saved["data"]):
         raise UserError(f"--data={data_path}: {path} {elsewhere.format('--data=' + saved['data'])}")
-    if choice.precision != saved["precision"]:
-        found, old = (f"--precision={value}" if value else "no --precision" for value in (choice.precision, saved["precision"]))
-        raise UserError(f"{found}: {path} {elsewhere.format(old)}")
+    own = find_budget(choice.budget).precision
+    if (found := choice.precision or own) != (old := saved["precision"] or own):
+        raise UserError(f"--precision={found}: {path} {elsewhere.format(f'--precision={old}')}")
 
 
 def _plan_run(
@@ -248,13 +249,21 @@ def read_plans(out: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def remember_plan(plan: Plan, seconds: float | None) -> None:
     """Adds a plan to DIR/plan.json: experiments of one budget add up. `seconds` is what it was found to take; None: unknown."""
-    plans = read_plans(plan.choice.out)
-    old = plans.get(plan.budget.name, {})
+    path = plan_path(plan.choice.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wait_for(path.with_suffix(".lock")):  # another process may be adding one
+        plans = read_plans(plan.choice.out)
+        plans[plan.budget.name] = _joined(plan, plans.get(plan.budget.name, {}), seconds)
+        atomic_write_text(path, json.dumps({"budgets": plans}, indent=1) + "\n")
+
+
+def _joined(plan: Plan, old: dict[str, Any], seconds: float | None) -> dict[str, Any]:
+    """What plan.json holds of a budget after a plan is added to what it held."""
     names = [experiment.name for experiment in plan.experiments]
     seeds_of = {**dict.fromkeys(old.get("experiments", []), old.get("seeds")), **old.get("seeds_of", {})}
     seeds_of |= {name: max(plan.seeds, seeds_of.get(name, 0)) for name in names}
     runs = {run.key: {"method": run.method, "setting": run.setting, "seed": run.seed, "kimg": run.kimg, "command": run.command} for run in plan.runs}
-    plans[plan.budget.name] = {
+    return {
         "experiments": list(dict.fromkeys([*old.get("experiments", []), *names])),
         "seeds": max(plan.seeds, old.get("seeds", 0)),
         "seeds_of": seeds_of,
@@ -265,7 +274,6 @@ def remember_plan(plan: Plan, seconds: float | None) -> None:
         "costed": list(dict.fromkeys([*old.get("costed", []), *(names if seconds is not None else [])])),
         "runs": {**old.get("runs", {}), **runs},
     }
-    atomic_write_text(plan_path(plan.choice.out), json.dumps({"budgets": plans}, indent=1) + "\n")
 
 
 def write_keys(plan: Plan) -> pathlib.Path:

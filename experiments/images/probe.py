@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 def places(plan: Plan, workers: int | None, speed: Speed, say: Say, measure: bool = True) -> Slots:
     """Where this machine makes a plan's runs: as many at once as asked for, else one per core, or on each GPU as many as train most together.
 
-    Sets `speed.sharing` to so many.
+    Tells `speed` what each of them has.
 
     Args:
         plan: whose runs.
@@ -47,13 +47,14 @@ def places(plan: Plan, workers: int | None, speed: Speed, say: Say, measure: boo
     """
     slots = local_slots(plan.choice.device, plan.choice.gpus, workers)
     sets = len({slot.get("CUDA_VISIBLE_DEVICES", number) for number, slot in enumerate(slots)})
-    if workers is None and plan.choice.gpus == 1 and "CUDA_VISIBLE_DEVICES" in slots[0]:
+    on_gpu = "CUDA_VISIBLE_DEVICES" in slots[0]
+    if workers is None and plan.choice.gpus == 1 and on_gpu:
         waiting = [run for run in plan.runs if run.kimg > PROBE_KIMG["cuda"] and not run.look().finished]  # shorter ones are made sooner than tried
         most = min(SHARED_AT_MOST, -(-len(waiting) // sets))
         if most > 1 and (number := _best_sharing(waiting, most, slots[0], speed, say if measure else None)) > 1:
             say(f"{number} runs share a GPU: together they train faster than fewer would. --workers={sets} makes one at a time on each.")
             slots = local_slots(plan.choice.device, plan.choice.gpus, sets * number)
-    speed.sharing = -(-len(slots) // sets)
+    speed.sharing, speed.threads = (-(-len(slots) // sets), 1) if on_gpu else (1, int(slots[0]["OMP_NUM_THREADS"]))
     return slots
 
 
@@ -129,10 +130,12 @@ def _train_a_bit(run: PlannedRun, number: int, environment: Mapping[str, str], f
     try:
         with concurrent.futures.ThreadPoolExecutor(number) as pool:
             copies = [pool.submit(_train_copy, run, folder / str(copy), environment, stop) for copy in range(number)]
-            speeds = [copy.result() for copy in concurrent.futures.as_completed(copies)]
+            try:
+                speeds = [copy.result() for copy in concurrent.futures.as_completed(copies)]
+            finally:
+                stop.set()  # the pool waits for all of them, also after an interrupt
     finally:
         timer.cancel()
-        stop.set()
     if None in speeds:
         raise UserError(f"a run of {cost_class(run, number)} does not make one step in {PROBE_SECONDS} seconds here; take a smaller budget")
     return statistics.mean(speeds)

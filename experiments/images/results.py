@@ -189,7 +189,7 @@ class _Loader:
         runs = list({run.path: run for row in rows for run in row.runs}.values())
         check_protocols(load_runs([run.path for run in runs]) if runs else [])
         verdicts = tuple(self._verdict(name, experiment, columns) for name in experiment.claims)
-        note = self._note(experiment, rows)
+        note = self._note(experiment, columns)
         budget = self.budget
         head = experiment.name, experiment.title, budget.name, budget.title
         differences, training = self._differences(experiment, rows, columns), self._training(experiment, runs)
@@ -304,8 +304,8 @@ class _Loader:
         names = {protocol["detector"] for run in runs for protocol in run.protocols.values() if protocol.get("detector")}
         return ", ".join(sorted(names or {spec.detector for spec in parse_metrics(self.budget.metrics, self.budget.detector) if spec.detector}))
 
-    def _note(self, experiment: ImageExperiment, rows: Sequence[TableRow]) -> str:
-        """The budget's note, data, lengths, R1's weights with their reasons, and how many runs are missing."""
+    def _note(self, experiment: ImageExperiment, columns: Sequence[str]) -> str:
+        """The budget's note, data, lengths, R1's weights with their reasons, and how many runs do not fill their row yet."""
         own = [row for row in experiment.rows if row.method]
         kimg = sorted({self._kimg(row) for row in own})
         weights = {}
@@ -314,8 +314,12 @@ class _Loader:
             weight = self.budget.r1_weight(setting, augmentation)
             weights[f"R1 {weight.gamma:g} with {augmentation} ({weight.reason})"] = None
         runs = {(row.method, self.budget.setting(row.setting), seed) for row in own for seed in range(self.seeds)}  # rows at two lengths share theirs
-        found = [(row, {run.seed for run in shown.runs}) for row, shown in zip(experiment.rows, rows) if row.method]
-        missing = {(row.method, self.budget.setting(row.setting), seed) for row, have in found for seed in range(self.seeds) if seed not in have}
+        missing = {
+            (row.method, self.budget.setting(row.setting), seed)
+            for row in own
+            for seed in range(self.seeds)
+            if not self._has_end(row, seed, columns)
+        }
         lengths = ", ".join(f"{value:,}" for value in kimg)
         parts = [self.budget.note, *([self.budget.beside] if self.budget.beside and any(row.paper for row in experiment.rows) else [])]
         parts += [f"Trained on {self.data}, measured at {lengths} kimg.", f"{'; '.join(weights)}."]

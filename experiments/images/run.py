@@ -60,14 +60,19 @@ def run_plan(plan: Plan, how: How, log: Callable[[str], None] = lambda text: Non
     with hold(out, f"--out={out}"):
         check_may_run(plan, how)
         waiting = [run for run in plan.runs if not run.look().is_measured]
-        check_disk(plan)
-        if waiting:
-            check_detectors(parse_metrics(plan.metrics, plan.budget.detector))
+        check_can_make(plan)
         speed = Speed(out)
         slots = places(plan, how.workers, speed, functools.partial(print, flush=True)) if how.launcher == "local" else None
         remember_plan(plan, None)
         print(f"{len(plan.runs)} runs, {len(plan.runs) - len(waiting)} of them measured already.", flush=True)
         return _make(plan, waiting, how, slots, speed, log) if waiting else []
+
+
+def check_can_make(plan: Plan) -> None:
+    """Raises UserError if the disk has no room for what is left of a plan, or a detector for it is not at hand."""
+    check_disk(plan)
+    if not all(run.look().is_measured for run in plan.runs):
+        check_detectors(parse_metrics(plan.metrics, plan.budget.detector))
 
 
 def check_may_run(plan: Plan, how: How) -> None:

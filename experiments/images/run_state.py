@@ -29,8 +29,9 @@ class RunState:
         snapshots: so many there.
         measured: so many of them with every metric.
         finished: whether the snapshot of the end is there.
-        end_measured: whether it has what is measured of the last snapshot alone.
-        looked_at: whether the sheets that are wanted of its last snapshot are there.
+        end: kimg of the snapshot that is nearest to the planned end, since a run may be longer; 0 without.
+        end_measured: whether that of the end has what is measured of it alone.
+        looked_at: whether the sheets that are wanted of the last snapshot are there.
     """
 
     path: pathlib.Path | None = None
@@ -38,6 +39,7 @@ class RunState:
     snapshots: int = 0
     measured: int = 0
     finished: bool = False
+    end: int = 0
     end_measured: bool = True
     looked_at: bool = True
 
@@ -104,7 +106,8 @@ def look_at(path: pathlib.Path, total_kimg: int, metrics: Sequence[str], detecto
     finished = bool(snapshots) and snapshots[-1] >= total_kimg
     kimg = snapshots[-1] if finished else max(run.states(), default=0)
     have = measured_snapshots(path, [spec.name for spec in parse_metrics(metrics, detector)])
-    return RunState(path, kimg, len(snapshots), len(have & {run.snapshot(k).name for k in snapshots}), finished)
+    end = min(snapshots, key=lambda k: abs(k - total_kimg), default=0)
+    return RunState(path, kimg, len(snapshots), len(have & {run.snapshot(k).name for k in snapshots}), finished, end)
 
 
 def measured_snapshots(path: pathlib.Path, names: Sequence[str]) -> set[str]:

@@ -39,12 +39,13 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def cost_class(run: PlannedRun, sharing: int = 1) -> str:
+def cost_class(run: PlannedRun, sharing: int = 1, threads: int = 1) -> str:
     """What a run's seconds per kimg depend on: device, processes, preset and the parts of the method, not their weights.
 
     Args:
         run: which.
         sharing: so many runs share its GPU.
+        threads: so many cores are its own, where there is no GPU.
     """
     options, _ = parse_options(run.arguments)
     parts = [config.choose_device(options.device).type if options.device == "auto" else options.device, f"{run.gpus} process(es)", options.cfg]
@@ -55,6 +56,7 @@ def cost_class(run: PlannedRun, sharing: int = 1) -> str:
         elif name.startswith(("--pairing-", "--ms-", "--r2-")):
             parts.append(name[2:])
     parts += [f"{sharing} share a GPU"] if sharing > 1 else []
+    parts += [f"{threads} threads"] if threads > 1 else []
     return ", ".join(parts)
 
 
@@ -91,10 +93,11 @@ class Speed:
         training: `cost_class` -> seconds per kimg; None: so many runs do not fit the GPU.
         measuring: `metric_class` -> seconds per snapshot.
         sharing: so many runs share a GPU, in what is asked and learned of them.
+        threads: so many cores has each of them, without a GPU.
     """
 
     def __init__(self, out: pathlib.Path):
-        self.sharing = 1
+        self.sharing = self.threads = 1
         self.path, self.name = out / SPEED_FILE, machine()
         machines = _read(self.path)
         own = machines.get(self.name, {"sec_per_kimg": {}, "sec_per_snapshot": {}})
@@ -116,7 +119,7 @@ class Speed:
 
     def kind(self, run: PlannedRun) -> str:
         """The run's `cost_class` beside as many others as there are."""
-        return cost_class(run, self.sharing)
+        return cost_class(run, self.sharing, self.threads)
 
     def left(self, run: PlannedRun) -> Left:
         """What is left of a run takes so long."""

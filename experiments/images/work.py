@@ -123,11 +123,11 @@ def measuring_command(run: PlannedRun) -> list[str] | None:
 
 
 def ending_command(run: PlannedRun) -> list[str] | None:
-    """calc_metrics.py and its arguments for what is measured of the last snapshot alone; None if it is there."""
+    """calc_metrics.py and its arguments for what is measured of the planned end alone; None if it is there."""
     state = run.look()
     if state.end_measured or not state.finished:
         return None
-    return metrics_command(run, RunDir(state.path).snapshot(state.kimg), run.end_metrics)
+    return metrics_command(run, RunDir(state.path).snapshot(state.end), run.end_metrics)
 
 
 def metrics_command(run: PlannedRun, network: pathlib.Path, metrics: Sequence[str]) -> list[str]:
