@@ -80,10 +80,17 @@ class Band:
     Attributes:
         kimg: int [T], at which every one of the runs was measured; where runs differ by up to `NEAR`, that of the first.
         values: float64 [runs, T].
+        of: number of runs that have the figure, among which these may be the ones that went on alone.
     """
 
     kimg: np.ndarray
     values: np.ndarray
+    of: int
+
+    @property
+    def is_of_fewer(self) -> bool:
+        """Whether some of the runs ended before."""
+        return len(self.values) < self.of
 
     @property
     def mean(self) -> np.ndarray:
@@ -115,7 +122,25 @@ class Group:
         places = [place for place in places if None not in place]
         kimg = np.array([place[0] for place in places], dtype=int)
         table = [[[run.points[figure][place[r]].value for place in places] for r, run in enumerate(runs)] for figure in figures]
-        return [Band(kimg, np.array(values, dtype=float).reshape(len(runs), len(kimg))) for values in table]
+        return [Band(kimg, np.array(values, dtype=float).reshape(len(runs), len(kimg)), len(runs)) for values in table]
+
+    def stretches(self, *figures: str) -> list[list[Band]]:
+        """The `bands` of all runs, then those of the runs that go on alone, and so forth; none where the runs share nothing.
+
+        A further stretch begins where the one before it ends, with the values that its own runs have there: no mean jumps because others stop.
+        """
+        found: list[list[Band]] = []
+        runs, start = self.having(*figures), 0
+        while runs:
+            bands = Group(self.label, tuple(runs)).bands(*figures)
+            kept = bands[0].kimg >= start * (1 - NEAR)
+            if kept.sum() < (2 if found else 1):
+                break
+            found.append([Band(band.kimg[kept], band.values[:, kept], found[0][0].of if found else band.of) for band in bands])
+            start = int(bands[0].kimg[-1])
+            ends = [max(set.intersection(*(set(run.points[figure]) for figure in figures))) for run in runs]
+            runs = [run for run, end in zip(runs, ends) if end > start * (1 + NEAR)]
+        return found
 
 
 def _nearest(measured: Sequence[int], kimg: int) -> int | None:

@@ -103,12 +103,13 @@ def _draw_curve(axis: Axes, group: Group, name: str, style: Mapping[str, Any]) -
     runs = group.having(name)
     if not runs:
         return
-    (band,) = group.bands(name)
     if len(runs) > 1:
         for run in runs:
             axis.plot(list(run.points[name]), [point.value for point in run.points[name].values()], color=style["color"], linewidth=0.6, alpha=0.5)
-        axis.fill_between(band.kimg, band.values.min(axis=0), band.values.max(axis=0), color=style["color"], alpha=0.18, linewidth=0)
-    axis.plot(band.kimg, band.mean, markersize=3, **style)
+    for (band,) in group.stretches(name):
+        if len(band.values) > 1:
+            axis.fill_between(band.kimg, band.values.min(axis=0), band.values.max(axis=0), color=style["color"], alpha=0.18, linewidth=0)
+        axis.plot(band.kimg, band.mean, markersize=3, **style | ({"linestyle": ":"} if band.is_of_fewer else {}))
 
 
 def _set_scale(axis: Axes, name: str, groups: Sequence[Group]) -> None:
@@ -148,6 +149,8 @@ def _draw_path(axis: Axes, group: Group, plane: Any, style: Mapping[str, Any]) -
         axis.plot(*path[0], markersize=6, markerfacecolor="white", markeredgewidth=1.4, **style)
     if len(path) > 0:
         axis.plot(*path[-1], markersize=8, markeredgecolor="white", zorder=4, **style)
+    for across, up in group.stretches(plane.x, plane.y)[1:]:  # of the runs that go on alone
+        axis.plot(across.mean, up.mean, markersize=2.5, **style | {"linestyle": ":"})
     return x.kimg, path, style["color"]
 
 

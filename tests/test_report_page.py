@@ -126,11 +126,11 @@ def test_tables_say_what_the_data_hold(example):
 
 def test_numbers_over_training_are_means_of_the_runs(example):
     path, runs, _ = example
-    rows = {(row[0], int(row[1])): row[2:] for row in cells_of(path, "numbers") if row[0] in ("StyleGAN2", "Pairing-GAN")}
-    header = next(row for row in cells_of(path, "numbers") if row[:2] == ["Method", "kimg"])
+    rows = {(row[0], int(row[1])): row[3:] for row in cells_of(path, "numbers") if row[0] in ("StyleGAN2", "Pairing-GAN")}
+    header = next(row for row in cells_of(path, "numbers") if row[:3] == ["Method", "kimg", "seeds"])
     assert len(rows) == 2 * len(KIMG)
     for (method, kimg), cells in rows.items():
-        for name, text in zip(header[2:], cells, strict=True):
+        for name, text in zip(header[3:], cells, strict=True):
             values = [run.figures[name.split()[0]][kimg] for run in runs if run.method == method]
             assert text == with_spread(np.mean(values), np.std(values, ddof=1))
 

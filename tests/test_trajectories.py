@@ -157,6 +157,24 @@ def test_runs_of_several_lengths_are_one_group_over_what_they_share(tmp_path):
     assert band.kimg.tolist() == [0, 150] and band.values.tolist() == [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
     (band,) = dataclasses.replace(group, runs=group.runs[:2]).bands("prdc50k3_coverage")
     assert band.kimg.tolist() == [0, 150]
+    ((first,),) = group.stretches("prdc50k3_coverage")  # 300 and 305 are not one place, so nobody goes on with another
+    assert not first.is_of_fewer and first.values.shape == (3, 2)
+
+
+def test_runs_that_go_on_alone_begin_where_the_others_end(tmp_path):
+    ends = {0: 300, 1: 200, 2: 100, 3: 200}
+    curves = [{kimg: 0.1 * seed + 0.001 * kimg for kimg in (0, 50, 100, 200, 300) if kimg <= end} for seed, end in ends.items()]
+    folders = [
+        write_run(tmp_path / f"a{seed}", {"prdc50k3_coverage": curve}, {**OPTIONS, "random_seed": seed, "total_kimg": max(curve)})
+        for seed, curve in enumerate(curves)
+    ]
+    (group,) = runs.group_runs(runs.load_runs(folders))
+    found = [band for (band,) in group.stretches("prdc50k3_coverage")]
+    assert [band.kimg.tolist() for band in found] == [[0, 50, 100], [100, 200], [200, 300]]
+    assert [len(band.values) for band in found] == [4, 3, 1] and [band.of for band in found] == [4] * 3
+    np.testing.assert_allclose(found[1].mean, [(0 + 0.1 + 0.3) / 3 + 0.1, (0 + 0.1 + 0.3) / 3 + 0.2])
+    np.testing.assert_array_equal(found[0].values, group.bands("prdc50k3_coverage")[0].values)
+    assert group.stretches("fid50k") == []
 
 
 def test_bands_are_over_what_all_runs_of_the_group_were_measured_at(tmp_path):

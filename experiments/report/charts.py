@@ -38,24 +38,26 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 def plane_chart(study: Study, plane: Plane) -> Markup:
     """Paths of the series of a study in the plane of two figures, with the area that their seeds sweep."""
-    bands = {series: pair for series in study.series if (pair := series.bands(plane.x, plane.y))}
+    stretches = {series: found for series in study.series if (found := series.stretches(plane.x, plane.y))}
+    pairs = [(series, pair) for series, found in stretches.items() for pair in found]
     width, height = PLANE_SIZE
-    x = axis_around([v for pair in bands.values() for v in pair[0].values.flat], LEFT, width - RIGHT, floor=0)
-    y = axis_around([v for pair in bands.values() for v in pair[1].values.flat], height - BOTTOM, TOP, floor=0)
+    x = axis_around([v for _, pair in pairs for v in pair[0].values.flat], LEFT, width - RIGHT, floor=0)
+    y = axis_around([v for _, pair in pairs for v in pair[1].values.flat], height - BOTTOM, TOP, floor=0)
     names = title_of(plane.x), title_of(plane.y)
     parts = [_frame(x, y, names[0], names[1]), _ceiling(study, plane.y, x, y)]
-    parts += [_hulls(series, pair, x, y) for series, pair in bands.items() if len(pair[0].values) > 1]
+    parts += [_hulls(series, pair, x, y) for series, pair in pairs if len(pair[0].values) > 1]
     ends, taken, crossed = {}, [], []
-    for series, (across, up) in bands.items():
+    for series, (across, up) in pairs:
         path = [(x.at(a), y.at(b)) for a, b in zip(across.mean, up.mean)]
         says = [f"{names[0].lower()} {_spread(across, t)}, {names[1].lower()} {_spread(up, t)}" for t in range(len(path))]
-        parts.append(_path(series, study.steps, across.kimg, path, says))
-        ends[series] = path[-1]
+        parts.append(_path(series, study.steps, across, path, says))
+        ends.setdefault(series, path[-1])
         taken.append(_box(path[-1], 7))
         crossed += [_box(place, 3) for place in _along(path)]
     parts += [_label_near(series, place, taken, crossed) for series, place in ends.items()]
     what = f"{names[1]} against {names[0].lower()} over training"
-    return _chart(what, f"{what}. Last snapshots: {_last_words(bands)}.", PLANE_SIZE, parts, "plane")
+    last = "; ".join(f"{series.label} {_spread(across, -1)} and {_spread(up, -1)}" for series, (across, up) in pairs)
+    return _chart(what, f"{what}. Last snapshots: {last}.", PLANE_SIZE, parts, "plane")
 
 
 def curve_chart(study: Study, figure: str, still: bool = False) -> Markup:
@@ -66,8 +68,8 @@ def curve_chart(study: Study, figure: str, still: bool = False) -> Markup:
         figure: which.
         still: one line per series that does not move with the chosen time and has no words at its points, a tenth of the text.
     """
-    bands = {series: band for series in study.series if (band := series.band(figure)) is not None}
-    seeds = {series: [run.points[figure] for run in series.group.having(figure)] for series in bands}
+    bands = [(series, band) for series in study.series for (band,) in series.stretches(figure)]
+    seeds = {series: [run.points[figure] for run in series.group.having(figure)] for series, _ in bands}
     values = [point.value for runs in seeds.values() for run in runs for point in run.values()]
     kimg = [k for runs in seeds.values() for run in runs for k in run]
     width, height = CURVE_SIZE
@@ -76,16 +78,16 @@ def curve_chart(study: Study, figure: str, still: bool = False) -> Markup:
     parts = [_frame(x, y, "thousand real images (kimg)", ""), _ceiling(study, figure, x, y)]
     if not still:
         parts.append(element("line", class_="cursor", x1=0, x2=0, y1=TOP, y2=height - BOTTOM, **_steps([(x.at(k), 0) for k in study.steps])))
-    for series, band in bands.items():
-        if len(seeds[series]) > 1:
-            parts += [_ribbon(series, band, x, y), *(_thread(series, run, x, y) for run in seeds[series])]
-    for series, band in bands.items():
+    parts += [_ribbon(series, band, x, y) for series, band in bands if len(band.values) > 1]
+    parts += [_thread(series, run, x, y) for series, runs in seeds.items() if len(runs) > 1 for run in runs]
+    for series, band in bands:
         path = [(x.at(k), y.at(value)) for k, value in zip(band.kimg, band.mean)]
         says = [_spread(band, t) for t in range(len(path))]
-        parts.append(_line(series, path) if still else _path(series, study.steps, band.kimg, path, says))
-    heights = spread_out([y.at(band.mean[-1]) for band in bands.values()], LABEL_HEIGHT, TOP + 4, height - BOTTOM)
-    parts += [_text(series.short, x.end + 9, place + 4, f"label {style(series)}") for series, place in zip(bands, heights)]
-    last = "; ".join(f"{series.label} {_spread(band, -1)}" for series, band in bands.items())
+        parts.append(_line(series, band, path) if still else _path(series, study.steps, band, path, says))
+    ends = {series: y.at(band.mean[-1]) for series, band in bands}  # of the longest runs, which the names stand beside
+    heights = spread_out(list(ends.values()), LABEL_HEIGHT, TOP + 4, height - BOTTOM)
+    parts += [_text(series.short, x.end + 9, place + 4, f"label {style(series)}") for series, place in zip(ends, heights)]
+    last = "; ".join(f"{series.label} {_spread(band, -1)}" for series, band in bands)
     return _chart(title_of(figure), f"{title_of(figure)} over training. Last snapshots: {last}.", CURVE_SIZE, parts, "curve")
 
 
@@ -134,26 +136,32 @@ def _steps(places: Sequence[Place | None]) -> dict[str, str]:
     return {"data_at": at} | ({} if last is None else {"transform": f"translate({last[0]} {last[1]})"})
 
 
-def _path(series: Series, steps: Sequence[int], kimg: Sequence[int], path: Sequence[Place], says: Sequence[str]) -> Markup:
+def _path(series: Series, steps: Sequence[int], band: Band, path: Sequence[Place], says: Sequence[str]) -> Markup:
     """A mean path: its legs, a dot per snapshot, and the point that stands for the chosen time."""
-    parts = []
+    parts, kimg = [], band.kimg.tolist()
     for (x0, y0), (x1, y1), k in zip(path, path[1:], kimg[1:]):
         parts.append(element("path", d=f"M{x0} {y0}L{x1} {y1}", class_="leg", data_step=steps.index(k)))
     for (x, y), k, words in zip(path, kimg, says):
-        tip = f"{series.label} at {k:,} kimg: {words}"
-        first = " first" if k == kimg[0] and len(path) > 1 else ""
+        tip = f"{series.label} at {k:,} kimg: {words}" + (f", {len(band.values)} of {band.of} seeds" if band.is_of_fewer else "")
+        first = " first" if k == kimg[0] and len(path) > 1 and not band.is_of_fewer else ""
         parts.append(element("circle", element("title", tip), cx=x, cy=y, r=3.2 if first else 2.4, class_=f"dot{first}"))
     places = dict(zip(kimg, path))
     reached: list[Place | None] = []
     for step in steps:
         reached.append(places.get(step, reached[-1] if reached else None))
     parts.append(element("g", element("circle", r=5.5), class_="now", **_steps(reached)))
-    return element("g", *parts, class_=f"series {style(series)}")
+    return element("g", *parts, class_=_kind(series, band))
 
 
-def _line(series: Series, path: Sequence[Place]) -> Markup:
+def _line(series: Series, band: Band, path: Sequence[Place]) -> Markup:
     """A mean path that stays as it is."""
-    return element("g", element("path", d="M" + "L".join(f"{x} {y}" for x, y in path), class_="leg"), class_=f"series {style(series)}")
+    leg = element("path", d="M" + "L".join(f"{x} {y}" for x, y in path), class_="leg")
+    return element("g", leg, class_=_kind(series, band))
+
+
+def _kind(series: Series, band: Band) -> str:
+    """The classes of a mean path."""
+    return f"series {style(series)}" + (" fewer" if band.is_of_fewer else "")
 
 
 def _hulls(series: Series, pair: Sequence[Band], x: Axis, y: Axis) -> Markup:
@@ -216,7 +224,3 @@ def _spread(band: Band, t: int) -> str:
     if len(values) == 1:
         return number(values[0])
     return f"{number(band.mean[t])} ({number(values.min())} to {number(values.max())})"
-
-
-def _last_words(bands: dict[Series, list[Band]]) -> str:
-    return "; ".join(f"{series.label} {_spread(across, -1)} and {_spread(up, -1)}" for series, (across, up) in bands.items())

@@ -70,20 +70,22 @@ def study_text(study: Study) -> str:
     figures = list(study.points)
     rows = [["method", "seeds", "kimg", *figures]]
     for series in study.series:
-        for kimg, found in numbers_of(study, series).items():
-            rows.append([series.label, str(len(series.results)), f"{kimg:,}", *(found.get(figure, "") for figure in figures)])
+        for kimg, (seeds, found) in numbers_of(study, series).items():
+            rows.append([series.label, str(seeds), f"{kimg:,}", *(found.get(figure, "") for figure in figures)])
     return aligned([[_line(cell) for cell in row] for row in rows])
 
 
-def numbers_of(study: Study, series: Any) -> dict[int, dict[str, str]]:
-    """kimg -> figure -> mean and deviation over the seeds of a series, as text."""
+def numbers_of(study: Study, series: Any) -> dict[int, tuple[int, dict[str, str]]]:
+    """kimg -> number of seeds that were measured there, and figure -> their mean and deviation as text."""
     found: dict[int, dict[str, str]] = {}
+    seeds: dict[int, int] = {}
     for figure in study.points:
-        if (band := series.band(figure)) is not None:
+        for (band,) in series.stretches(figure):
             spreads = band.values.std(axis=0, ddof=1) if len(band.values) > 1 else [math.nan] * len(band.kimg)
             for kimg, mean, spread in zip(band.kimg.tolist(), band.mean, spreads):
-                found.setdefault(kimg, {})[figure] = with_spread(float(mean), float(spread))
-    return dict(sorted(found.items()))
+                found.setdefault(kimg, {}).setdefault(figure, with_spread(float(mean), float(spread)))  # where a stretch begins all seeds are told
+                seeds[kimg] = max(seeds.get(kimg, 0), len(band.values))
+    return {kimg: (seeds[kimg], found[kimg]) for kimg in sorted(found)}
 
 
 def as_data(title: str, verdict: str, tables: Sequence[TableResult], studies: Sequence[Study], runs: Sequence[RunResult]) -> dict[str, Any]:

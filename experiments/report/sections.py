@@ -44,6 +44,8 @@ def training_block(study: Study, name: str) -> Markup | None:
     reading = "Paths run from the hollow dot, the first snapshot, to the last."
     if any(len(series.group.runs) > 1 for series in study.series):
         reading += " Lines are means over seeds, areas reach from the lowest seed to the highest, thin lines are single seeds."
+        if any(len(series.stretches(figure)) > 1 for series in study.series for figure in study.points):
+            reading += " Dotted lines are the seeds that go on where others end."
     return element(
         "div",
         element("p", reading, class_="reading"),
@@ -112,11 +114,13 @@ def _readout(study: Study) -> Markup:
         if not found:
             continue
         cells = [element("th", element("span", class_="swatch"), series.short, scope="row", class_=style(series))]
-        when = {step: {"kimg": f"{step:,}"} for step in found}
-        for figure, values in (("kimg", when), *((figure, found) for figure in figures)):
+        most = max(seeds for seeds, _ in found.values())
+        of = {seeds: f" ({seeds} of {most} seeds)" if seeds < most else "" for seeds, _ in found.values()}
+        shown = {step: {"kimg": f"{step:,}{of[seeds]}", **texts} for step, (seeds, texts) in found.items()}
+        for figure in ("kimg", *figures):
             texts: list[str] = []
             for step in study.steps:
-                texts.append(values.get(step, {}).get(figure) or (texts[-1] if texts else NONE))
+                texts.append(shown.get(step, {}).get(figure) or (texts[-1] if texts else NONE))
             cells.append(element("td", texts[-1], data_texts=json.dumps(texts, ensure_ascii=False)))
         rows.append(element("tr", *cells))
     head = [element("th", words, scope="col") for words in ("At this time", "measured at kimg", *map(title_of, figures))]
@@ -125,12 +129,12 @@ def _readout(study: Study) -> Markup:
 
 def _numbers(study: Study) -> Markup:
     figures = list(study.points)
-    head = [element("th", words, scope="col") for words in ("Method", "kimg")]
+    head = [element("th", words, scope="col") for words in ("Method", "kimg", "seeds")]
     head += [element("th", join(figure, ARROWS[direction(figure)] or None, by=" "), scope="col") for figure in figures]
     rows = []
     for series in study.series:
-        for kimg, found in numbers_of(study, series).items():
-            cells = [row_head(series.label), element("td", f"{kimg:,}")]
+        for kimg, (seeds, found) in numbers_of(study, series).items():
+            cells = [row_head(series.label), element("td", f"{kimg:,}"), element("td", str(seeds))]
             cells += [element("td", found.get(figure, NONE)) for figure in figures]
             rows.append(element("tr", *cells))
     box = scroll_box(table_of([head], rows, "numbers"), f"All numbers of {study.title}")

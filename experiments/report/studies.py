@@ -55,6 +55,10 @@ class Series:
         bands = self.group.bands(*figures) if self.group.having(*figures) else []
         return bands if bands and len(bands[0].kimg) else []
 
+    def stretches(self, *figures: str) -> list[list[Band]]:
+        """`bands`, and then those of the seeds that go on alone (`metrics.runs.Group.stretches`)."""
+        return self.group.stretches(*figures)
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -76,8 +80,8 @@ class Study:
     def steps(self) -> list[int]:
         """Every kimg at which something is drawn, rising."""
         drawn = [(figure,) for figure in self.points] + [(plane.x, plane.y) for plane in self.planes]  # a plane's runs are those with both
-        bands = [band for series in self.series for figures in drawn for band in series.bands(*figures)]
-        return sorted({int(kimg) for band in bands for kimg in band.kimg})
+        stretches = [bands for series in self.series for figures in drawn for bands in series.stretches(*figures)]
+        return sorted({int(kimg) for bands in stretches for kimg in bands[0].kimg})
 
     @functools.cached_property
     def curves(self) -> list[str]:
