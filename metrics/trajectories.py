@@ -157,19 +157,24 @@ def _run_json(run: Run) -> dict:
 
 
 def markdown_tables(runs: Sequence[Run]) -> str:
-    """The curves as one Markdown table per group, a row per snapshot; means over the runs of a group."""
+    """The curves as one Markdown table per group, a row per snapshot; means over the runs of a group, or over those of them that go on."""
     return "\n\n".join(_table(group) for group in group_runs(runs))
 
 
 def _table(group: Group) -> str:
     figures = [figure for figure in _any_points(group.runs) if not ONE_CLASS.search(figure)]
-    columns: dict[str, dict[int, float]] = {}
+    columns: dict[str, dict[int, float]] = {figure: {} for figure in figures}
+    seeds: dict[int, int] = {}
     for figure in figures:
-        (band,) = group.bands(figure)
-        columns[figure] = dict(zip(band.kimg.tolist(), band.mean.tolist()))
+        for (band,) in group.stretches(figure):
+            for kimg, mean in zip(band.kimg.tolist(), band.mean.tolist()):
+                columns[figure].setdefault(kimg, mean)  # where a stretch begins all runs count
+                seeds[kimg] = max(seeds.get(kimg, 0), len(band.values))
     heading = f"{group.label} ({len(group.runs)} run{'s' * (len(group.runs) > 1)})"
-    lines = [heading, "", "| kimg | " + " | ".join(figures) + " |", "|---|" + "---|" * len(figures)]
-    for kimg in sorted({kimg for column in columns.values() for kimg in column}):
+    uneven = len(set(seeds.values())) > 1
+    head = ["kimg", *(["runs"] if uneven else []), *figures]
+    lines = [heading, "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for kimg in sorted(seeds):
         cells = [f"{columns[figure][kimg]:.4g}" if kimg in columns[figure] else "" for figure in figures]
-        lines.append(f"| {kimg} | " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join([str(kimg), *([str(seeds[kimg])] if uneven else []), *cells]) + " |")
     return "\n".join(lines)

@@ -175,6 +175,14 @@ def test_runs_that_go_on_alone_begin_where_the_others_end(tmp_path):
     np.testing.assert_allclose(found[1].mean, [(0 + 0.1 + 0.3) / 3 + 0.1, (0 + 0.1 + 0.3) / 3 + 0.2])
     np.testing.assert_array_equal(found[0].values, group.bands("prdc50k3_coverage")[0].values)
     assert group.stretches("fid50k") == []
+    table = trajectories.markdown_tables(group.runs).splitlines()
+    assert table[2] == "| kimg | runs | prdc50k3_coverage |" and [row.split(" | ")[:2] for row in table[4:]] == [
+        ["| 0", "4"],
+        ["| 50", "4"],
+        ["| 100", "4"],
+        ["| 200", "3"],
+        ["| 300", "1"],
+    ]
 
 
 def test_bands_are_over_what_all_runs_of_the_group_were_measured_at(tmp_path):
