@@ -56,7 +56,7 @@ def test_rows_are_means_and_deviations_over_seeds(made):
     assert pairing.ours["coverage"][0] == pytest.approx(plain.ours["coverage"][0] + 0.1)
     assert plain.paper == {"precision": 0.673, "recall": 0.425, "coverage": 0.637}  # no FID: this budget measures none
     assert [run.seed for run in plain.runs] == [0, 1, 2] and plain.runs[0].path == run_folder(made, "smoke-noaug-stylegan2-seed0")
-    assert "R1 0.1 with noaug" in table3.note and "start value" in table3.note and "are not measured yet" not in table3.note
+    assert "R1 0.1 with noaug" in table3.note and "at the short budget .01 covers less" in table3.note and "are not measured yet" not in table3.note
 
 
 def test_rows_are_set_against_their_baseline_within_seeds(out):
