@@ -79,19 +79,19 @@ def test_rows_are_set_against_their_baseline_within_seeds(out):
 
 
 def test_tables_say_what_was_trained_on(out):
-    assert table(out, "table3").training == "all images, fp32"
+    assert table(out, "table3").training == "digits.zip, all images, fp32"
     path = run_folder(out, "smoke-noaug-stylegan2-seed1") / "training_options.json"
     options = json.loads(path.read_text())
     options["D_kwargs"] |= {"num_fp16_res": 4, "low_precision": "bfloat16"}
     assert results._precision(options) == "bf16"
     remember_plan(smoke_plan(out, "collapse-500"), None)
-    assert table(out, "collapse-500").training == "20 images"
+    assert table(out, "collapse-500").training == "digits.zip, 20 images"
 
 
 def test_published_figures_are_spoken_of_where_there_are_some(tmp_path):
     data = smoke_plan(tmp_path).data
     remember_plan(make_plan(Choice(("table3", "larger-lambda"), "short", tmp_path, data)), None)
-    assert ["published" in table(tmp_path, name).note.partition("Trained on")[0] for name in ("table3", "larger-lambda")] == [True, False]
+    assert ["published" in table(tmp_path, name).note.partition("Measured at")[0] for name in ("table3", "larger-lambda")] == [True, False]
 
 
 def test_one_seed_has_no_differences(out):

@@ -196,10 +196,10 @@ class _Loader:
         return TableResult(*head, self._detector(runs), columns, rows, verdicts, note, differences, training)
 
     def _training(self, experiment: ImageExperiment, runs: Sequence[RunResult]) -> str:
-        """Sizes of the training sets, and precisions of the runs that are there."""
+        """The training set, how much of it, and the precisions of the runs that are there."""
         sizes = dict.fromkeys(self.budget.regimes[self.budget.setting(row.setting)].subset for row in experiment.rows if row.method)
         words = ["all images" if size is None else f"{size:,} images" for size in sizes]
-        return ", ".join([" or ".join(words), *sorted({_precision(read_options(run.path)) for run in runs})])
+        return ", ".join([self.data, " or ".join(words), *sorted({_precision(read_options(run.path)) for run in runs})])
 
     def _run(self, row: Row, seed: int) -> RunResult | None:
         """The run of a row under a seed, if it is there and is what its folder says."""
@@ -305,7 +305,7 @@ class _Loader:
         return ", ".join(sorted(names or {spec.detector for spec in parse_metrics(self.budget.metrics, self.budget.detector) if spec.detector}))
 
     def _note(self, experiment: ImageExperiment, columns: Sequence[str]) -> str:
-        """The budget's note, data, lengths, R1's weights with their reasons, and how many runs do not fill their row yet."""
+        """The budget's note, lengths, R1's weights with their reasons, and how many runs do not fill their row yet."""
         own = [row for row in experiment.rows if row.method]
         kimg = sorted({self._kimg(row) for row in own})
         weights = {}
@@ -322,7 +322,7 @@ class _Loader:
         }
         lengths = ", ".join(f"{value:,}" for value in kimg)
         parts = [self.budget.note, *([self.budget.beside] if self.budget.beside and any(row.paper for row in experiment.rows) else [])]
-        parts += [f"Trained on {self.data}, measured at {lengths} kimg.", f"{'; '.join(weights)}."]
+        parts += [f"Measured at {lengths} kimg.", f"{'; '.join(weights)}."]
         parts += [f"Published figures: {experiment.source}."] if experiment.source else []
         odd = {key: self._odd[key] for row in own for seed in range(self.seeds) if (key := self._key(row, seed)) in self._odd}
         parts += [f"Left out: {key} {reason}." for key, reason in odd.items()]
