@@ -22,7 +22,8 @@ class Job:
     hanging: set[str] = set()
 
     def __init__(self, folder, job_id, key=""):
-        self.job_id, self.key, self.paths = job_id, key, types.SimpleNamespace(stderr=f"{folder}/{job_id}.err")
+        self.job_id, self.key = job_id, key
+        self.paths = types.SimpleNamespace(stderr=f"{folder}/{job_id}.err", result_pickle=folder / f"{job_id}.pkl")
 
     def done(self):
         return self.job_id not in self.hanging
@@ -121,6 +122,16 @@ def test_jobs_that_wait_still_are_not_handed_over_again(slurm, plan):
     slurm.answer("", "Unable to contact slurm controller", 1)
     with pytest.raises(UserError, match="squeue does not say whether jobs of an earlier call still wait"):
         launch(plan)
+
+
+def test_a_job_that_has_ended_is_handed_over_again_though_slurm_shows_it_still(slurm, plan):
+    launch(plan)
+    slurm.answer("101 COMPLETING\\n102 RUNNING\\n")
+    (plan.choice.out / "slurm" / "101.pkl").write_text("")  # its result, a failure, since the run is planned still
+    slurm.submitted.clear()
+    launch(plan)
+    first, _, third = (run.key for run in plan.runs)
+    assert slurm.submitted == [first, third]
 
 
 def test_jobs_that_slurm_does_not_take_are_failures_of_their_own(slurm, plan):

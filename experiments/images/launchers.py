@@ -154,6 +154,8 @@ def submit(runs: Sequence[PlannedRun], out: pathlib.Path, parameters: dict[str, 
     folder = (out / SLURM_LOGS).absolute()
     known = _read_jobs(folder)
     earlier = {run.key: known[run.key] for run in runs if run.key in known}
+    # One that has left its result is over, though Slurm may show it as completing for some seconds.
+    earlier = {key: job for key, job in earlier.items() if not submitit.SlurmJob(folder, job).paths.result_pickle.exists()}
     queued = queued_jobs(list(earlier.values())) if earlier else set()
     if queued is None:
         raise UserError("--launcher=slurm: squeue does not say whether jobs of an earlier call still wait; try again when it answers")
