@@ -21,6 +21,13 @@ def pytest_unconfigure():
     faulthandler.dump_traceback_later(END_SECONDS, exit=True)
 
 
+@pytest.fixture(autouse=True)
+def default_ops():
+    """A command chooses the implementations of the ops for its whole process; the next test starts with the default again."""
+    yield
+    backend.set_policy("auto")
+
+
 @pytest.fixture
 def native_ops():
     """Native ops are required; a test is skipped only where there is nothing to build them with."""
@@ -29,8 +36,6 @@ def native_ops():
     except BuildError as error:
         pytest.skip(str(error))
     backend.set_policy("native")
-    yield
-    backend.set_policy("auto")
 
 
 @pytest.fixture

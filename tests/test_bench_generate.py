@@ -7,17 +7,9 @@ import torch
 from click.testing import CliRunner
 
 from bench import generate
-from torch_utils.ops import backend
 from training.sampling import Renderer, default_batch
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def policy():
-    """Whatever the benchmark chose is taken back."""
-    yield
-    backend.set_policy("auto")
 
 
 def test_one_json_line_with_its_figures():

@@ -9,18 +9,15 @@ from click.testing import CliRunner
 
 from bench import ops
 from dnnlib import UserError
-from torch_utils.ops import backend
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def policy(monkeypatch):
-    """Nothing stays changed in this process."""
+def allocator(monkeypatch):
+    """The process keeps the allocator it has."""
     monkeypatch.setattr(ops, "keep_freed_memory", lambda: True)
-    yield
-    backend.set_policy("auto")
 
 
 def run(*options):

@@ -31,10 +31,7 @@ pytestmark = needs_compiler
 @pytest.fixture(autouse=True)
 def reference_ops():
     """The oracle is the reference whatever is built."""
-    before = backend._policy
     backend.set_policy("reference")
-    yield
-    backend.set_policy(before)
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,6 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 def reference_ops():
     """The oracle is the reference whatever is built."""
     backend.set_policy("reference")
-    yield
-    backend.set_policy("auto")
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,6 @@ places = pytest.mark.parametrize(("device", "layout"), PLACES, ids=str)
 formats = pytest.mark.parametrize(("device", "layout", "dtype"), FORMATS, ids=str)
 
 
-@pytest.fixture(autouse=True)
-def policy():
-    """Tests switch between implementations; whatever runs next finds the default."""
-    yield
-    backend.set_policy("auto")
-
-
 @pytest.fixture(scope="module")
 def native():
     if backend.used("cpu") != "native":

@@ -27,8 +27,6 @@ def policy(request):
         except BuildError as error:
             pytest.skip(str(error))
     backend.set_policy(request.param)
-    yield
-    backend.set_policy("auto")
 
 
 def load(name):
