@@ -286,6 +286,20 @@ def report(runs: tuple[pathlib.Path, ...], out: pathlib.Path | None, write: bool
         click.echo(text, nl=False)
 
 
+@main.command()
+@images_out_option
+@click.option("--to", help="Folder of the archive, made if need be", metavar="DIR", type=FOLDER, required=True)
+def archive(out: pathlib.Path, to: pathlib.Path) -> None:
+    """Adds the runs of image experiments to an archive without their weights: small enough to be kept and passed on.
+
+    `report --out=ARCHIVE` makes its page, and runs of other machines can be added to it.
+    """
+    from experiments.report.archive import archive_runs  # here, because nothing else needs it
+
+    for run in archive_runs(out, to):
+        click.echo(f"{run.key}: {run.left or f'taken at {run.kimg:,} kimg'}")
+
+
 def write_page(runs: tuple[pathlib.Path, ...], out: pathlib.Path) -> None:
     """Writes the page of given runs, or else of the tables planned in `out`, and prints the verdicts."""
     from experiments.report.page import make_page  # here, because nothing else needs it

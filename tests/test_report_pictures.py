@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from report_runs import make_table, write_run, write_runs, write_sheet
 
-from experiments.report import samples
+from experiments.report import run_pictures, samples
 from experiments.report.page import make_page
 from experiments.report.studies import find_studies
 
@@ -52,7 +52,7 @@ def test_few_snapshots_of_many_are_shown_the_ends_among_them(tmp_path):
     (study,), _ = find_studies([run])
     (gallery,) = samples.make_galleries([study], [])
     shown = [picture.kimg for picture in next(iter(gallery.samples.values()))]
-    assert len(shown) == samples.MOST_SNAPSHOTS and shown[0] == 0 and shown[-1] == 390 and np.ptp(np.diff(shown)) <= 10
+    assert len(shown) == run_pictures.MOST_SNAPSHOTS and shown[0] == 0 and shown[-1] == 390 and np.ptp(np.diff(shown)) <= 10
 
 
 def test_blocks_are_whole_cells_of_the_sheet(tmp_path):

@@ -96,7 +96,7 @@ class PlannedRun:
     def look(self) -> RunState:
         """What exists of it. Raises UserError if its folder holds a run with other settings."""
         state = look(self.parent, self.options, self.metrics, self.detector)
-        if not state.finished:
+        if not state.finished or state.archived:
             return state
         end, last = (RunDir(state.path).snapshot(kimg).name for kimg in (state.end, state.kimg))
         names = [spec.name for spec in parse_metrics(self.end_metrics, self.detector)]
@@ -139,7 +139,8 @@ def make_plan(choice: Choice) -> Plan:
     data = inspect_data(data_path)
     if not data.labels_in_file:
         raise UserError(f"--data={data_path} has no labels, and the experiments train on classes; give a labelled set")
-    _check_same_terms(choice, data_path)
+    if saved := read_plans(choice.out).get(choice.budget):
+        _check_same_terms(choice.budget, data_path, choice.precision, saved, plan_path(choice.out))
     seeds = budget.seeds if choice.seeds is None else choice.seeds
     wanted: dict[tuple[str, str], dict[str, ImageExperiment]] = {}
     for experiment in experiments:
@@ -154,17 +155,13 @@ def make_plan(choice: Choice) -> Plan:
     return Plan(choice, budget, tuple(experiments), data_path, data, seeds, tuple(runs))
 
 
-def _check_same_terms(choice: Choice, data_path: str) -> None:
-    """Raises UserError if what a folder's plan of this budget was made with differs in what its tables say once for all of their runs."""
-    saved = read_plans(choice.out).get(choice.budget)
-    if saved is None:
-        return
-    path = plan_path(choice.out)
-    elsewhere = f"has a plan of this budget with {{}}, and the tables of a folder are of one kind; take another --out, or remove {path} (runs stay)"
-    if not same_data(data_path, saved["data"]):
-        raise UserError(f"--data={data_path}: {path} {elsewhere.format('--data=' + saved['data'])}")
-    own = find_budget(choice.budget).precision
-    if (found := choice.precision or own) != (old := saved["precision"] or own):
+def _check_same_terms(budget: str, data: str, precision: str | None, saved: dict[str, Any], path: pathlib.Path) -> None:
+    """Raises UserError if a plan that `path` holds of this budget differs in what tables say once for all of their runs."""
+    elsewhere = f"has a plan of this budget with {{}}, and the tables of a folder are of one kind; take another folder, or remove {path} (runs stay)"
+    if not same_data(data, saved["data"]):
+        raise UserError(f"--data={data}: {path} {elsewhere.format('--data=' + saved['data'])}")
+    own = find_budget(budget).precision
+    if (found := precision or own) != (old := saved["precision"] or own):
         raise UserError(f"--precision={found}: {path} {elsewhere.format(f'--precision={old}')}")
 
 
@@ -252,28 +249,61 @@ def remember_plan(plan: Plan, seconds: float | None) -> None:
     path = plan_path(plan.choice.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     with wait_for(path.with_suffix(".lock")):  # another process may be adding one
-        plans = read_plans(plan.choice.out)
-        plans[plan.budget.name] = _joined(plan, plans.get(plan.budget.name, {}), seconds)
-        atomic_write_text(path, json.dumps({"budgets": plans}, indent=1) + "\n")
+        write_plans(path, join_plans(read_plans(plan.choice.out), {plan.budget.name: _described(plan, seconds)}, path))
 
 
-def _joined(plan: Plan, old: dict[str, Any], seconds: float | None) -> dict[str, Any]:
-    """What plan.json holds of a budget after a plan is added to what it held."""
+def _described(plan: Plan, seconds: float | None) -> dict[str, Any]:
+    """What plan.json holds of a plan."""
     names = [experiment.name for experiment in plan.experiments]
-    seeds_of = {**dict.fromkeys(old.get("experiments", []), old.get("seeds")), **old.get("seeds_of", {})}
-    seeds_of |= {name: max(plan.seeds, seeds_of.get(name, 0)) for name in names}
     runs = {run.key: {"method": run.method, "setting": run.setting, "seed": run.seed, "kimg": run.kimg, "command": run.command} for run in plan.runs}
     return {
-        "experiments": list(dict.fromkeys([*old.get("experiments", []), *names])),
-        "seeds": max(plan.seeds, old.get("seeds", 0)),
-        "seeds_of": seeds_of,
+        "experiments": names,
+        "seeds": plan.seeds,
+        "seeds_of": dict.fromkeys(names, plan.seeds),
         "data": plan.data,
         "device": plan.choice.device,
         "gpus": plan.choice.gpus,
         "precision": plan.choice.precision,
-        "costed": list(dict.fromkeys([*old.get("costed", []), *(names if seconds is not None else [])])),
-        "runs": {**old.get("runs", {}), **runs},
+        "costed": names if seconds is not None else [],
+        "runs": runs,
     }
+
+
+def join_plans(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]], path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The budgets of two plan.json as one: experiments add up, each with the larger number of seeds; the rest is that of the newer.
+
+    Args:
+        old: as `read_plans` gives them.
+        new: the same.
+        path: where the old ones are, for the message.
+
+    Raises:
+        UserError: they are on different data, or of different precisions.
+    """
+    joined = dict(old)
+    for budget, plan in new.items():
+        if before := old.get(budget):
+            _check_same_terms(budget, plan["data"], plan["precision"], before, path)
+            seeds_of = _seeds_of(before)
+            plan = plan | {
+                "experiments": list(dict.fromkeys([*before["experiments"], *plan["experiments"]])),
+                "seeds": max(before["seeds"], plan["seeds"]),
+                "seeds_of": seeds_of | {name: max(seeds, seeds_of.get(name, 0)) for name, seeds in _seeds_of(plan).items()},
+                "costed": list(dict.fromkeys([*before.get("costed", []), *plan.get("costed", [])])),
+                "runs": before["runs"] | plan["runs"],
+            }
+        joined[budget] = plan
+    return joined
+
+
+def _seeds_of(plan: dict[str, Any]) -> dict[str, int]:
+    """Seeds of every experiment; a plan from before these were kept has one number for all."""
+    return dict.fromkeys(plan["experiments"], plan["seeds"]) | plan["seeds_of"]
+
+
+def write_plans(path: pathlib.Path, plans: dict[str, dict[str, Any]]) -> None:
+    """Writes what `read_plans` reads."""
+    atomic_write_text(path, json.dumps({"budgets": plans}, indent=1) + "\n")
 
 
 def write_keys(plan: Plan) -> pathlib.Path:

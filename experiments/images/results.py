@@ -158,6 +158,11 @@ def _load_run(path: pathlib.Path) -> RunResult:
     )
 
 
+def load_longest(parent: pathlib.Path) -> RunResult | None:
+    """The run in the folder of a planned run; of several the longest, None without any. Raises UserError as `load_run`."""
+    return max(map(load_run, run_folders(parent)), key=lambda run: run.kimg, default=None)
+
+
 def load_tables(out: pathlib.Path) -> list[TableResult]:
     """The tables of every experiment that was planned in a results folder, as far as they are filled.
 
@@ -215,8 +220,7 @@ class _Loader:
         """Reads the runs of a row under all seeds; those of another method, or of other settings than most, are left out with a reason."""
         options: dict[str, dict[str, Any]] = {}
         for key in (self._key(row, seed) for seed in range(self.seeds)):
-            folders = run_folders(self.out / RUNS / key)
-            run = self._runs[key] = max(map(load_run, folders), key=lambda run: run.kimg) if folders else None
+            run = self._runs[key] = load_longest(self.out / RUNS / key)
             if run is not None and run.method != row.method:
                 self._runs[key], self._odd[key] = None, f"is a run of {run.method}"
             elif run is not None:

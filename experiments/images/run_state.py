@@ -17,6 +17,7 @@ from training.run_files import OPTIONS_FILE, RunDir
 RUN_FOLDER = re.compile(r"\d{5}-")  # how the names of train.py's run folders begin
 SHEET_STEM = "look"  # of the files of `calc_metrics.py show` in a run folder
 SHEET, SHEET_NUMBERS = f"{SHEET_STEM}-uncovered.png", f"{SHEET_STEM}.json"
+ARCHIVE_FILE = "archive.json"  # in a run without its weights (`experiments.report.archive`): which snapshots it had
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class RunState:
         end: kimg of the snapshot that is nearest to the planned end, since a run may be longer; 0 without.
         end_measured: whether that of the end has what is measured of it alone.
         looked_at: whether the sheets that are wanted of the last snapshot are there.
+        archived: whether it is without its weights, so that nothing can be added to it.
     """
 
     path: pathlib.Path | None = None
@@ -42,13 +44,16 @@ class RunState:
     end: int = 0
     end_measured: bool = True
     looked_at: bool = True
+    archived: bool = False
 
     @property
     def is_measured(self) -> bool:
         """Whether nothing is left to do."""
-        return self.finished and self.measured == self.snapshots and self.end_measured and self.looked_at
+        return self.finished and (self.archived or (self.measured == self.snapshots and self.end_measured and self.looked_at))
 
     def __str__(self) -> str:
+        if self.archived:
+            return "archived" if self.finished else f"archived at {self.kimg} kimg"
         if self.is_measured:
             return "measured"
         if self.finished:
@@ -101,13 +106,28 @@ def look(parent: pathlib.Path, wanted: Mapping[str, Any], metrics: Sequence[str]
 
 def look_at(path: pathlib.Path, total_kimg: int, metrics: Sequence[str], detector: str | None) -> RunState:
     """What is there in one run folder."""
-    run = RunDir(path)
-    snapshots = run.snapshots()
+    run, archived = RunDir(path), archived_snapshots(path)
+    snapshots = run.snapshots() if archived is None else archived
     finished = bool(snapshots) and snapshots[-1] >= total_kimg
-    kimg = snapshots[-1] if finished else max(run.states(), default=0)
+    kimg = snapshots[-1] if finished else max(run.states() if archived is None else archived, default=0)
     have = measured_snapshots(path, [spec.name for spec in parse_metrics(metrics, detector)])
     end = min(snapshots, key=lambda k: abs(k - total_kimg), default=0)
-    return RunState(path, kimg, len(snapshots), len(have & {run.snapshot(k).name for k in snapshots}), finished, end)
+    measured = len(have & {run.snapshot(k).name for k in snapshots})
+    return RunState(path, kimg, len(snapshots), measured, finished, end, archived=archived is not None)
+
+
+def archived_snapshots(path: pathlib.Path) -> list[int] | None:
+    """kimg of the snapshots that an archived run had, rising; None for a run that is none. Raises UserError where its file is damaged."""
+    file = path / ARCHIVE_FILE
+    if not file.is_file():
+        return None
+    try:
+        snapshots = read_json(file)["snapshots"]
+        if not all(type(kimg) is int and kimg >= 0 for kimg in snapshots):
+            raise ValueError(f"snapshots are {snapshots!r}")
+        return sorted(snapshots)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({type(error).__name__}: {error}); restore it, or remove its folder") from error
 
 
 def measured_snapshots(path: pathlib.Path, names: Sequence[str]) -> set[str]:

@@ -140,6 +140,12 @@ class Speed:
             self.save()
 
 
+def join_speeds(out: pathlib.Path, to: pathlib.Path) -> None:
+    """Adds the machines of a results folder to those of another. Raises UserError where a file of them is damaged."""
+    if machines := _read(to / SPEED_FILE) | _read(out / SPEED_FILE):
+        atomic_write_text(to / SPEED_FILE, json.dumps({"machines": machines}, indent=1) + "\n")
+
+
 def _times(number: int, seconds: float | None) -> float | None:
     return 0.0 if number == 0 else None if seconds is None else number * seconds
 

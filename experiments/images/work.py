@@ -84,6 +84,9 @@ def make_run(
     trained = False
     try:
         with hold(run.parent, f"the run {run.key}"):
+            if (found := run.look()).archived:
+                reason = f"{found.path} is archived at {found.kimg} kimg, without the weights to go on from; move it away to train the run anew"
+                return Outcome(run.key, "" if found.finished else reason)
             for step, command in STEPS:
                 arguments = command(run)
                 if arguments is not None and not (stop and stop.is_set()):

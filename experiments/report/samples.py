@@ -1,4 +1,4 @@
-"""Pictures of the page: blocks cut from the sample sheets of a run, and its uncovered reals, small enough for one file to hold them all."""
+"""Pictures on the page: samples, real images and those that are not covered, encoded so that one file holds them all."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from dnnlib import UserError
 from dnnlib.json_files import read_json
-from experiments.images.run_state import SHEET, SHEET_NUMBERS, sheet_snapshot
+from experiments.images.run_state import SHEET_NUMBERS, sheet_snapshot
 from experiments.report.charts import style
 from experiments.report.markup import Markup, count, element, join
+from experiments.report.run_pictures import (
+    BLOCK,
+    REALS,
+    SHEET_WIDTH,
+    UNCOVERED,
+    at_most,
+    find_picture,
+    read_block,
+    read_picture,
+    sample_sheets,
+    snapshots_shown,
+)
 from experiments.report.studies import Series, Study, read_options, seed_of
 
 if TYPE_CHECKING:
     from experiments.images.results import RunResult
 
-MOST_SNAPSHOTS = 8  # per run; the first and the last are among them
-FEWEST_SNAPSHOTS = 2
-MOST_PICTURES = 300
-BLOCK = (256, 320)  # pixels, of cells of at most CELL
-CELL = 64
-MOST_CELLS = (8, 10)
-SHEET_WIDTH = 900
 FEW = 4  # blocks that have room beside each other at their full size
 PAGE_BYTES = 4_800_000  # of a page with its pictures, which take what the rest leaves of it
 LEVELS = ((1.0, 82), (1.0, 70), (1.0, 55), (1.0, 40), (0.75, 45), (0.6, 40), (0.5, 30), (0.35, 25))  # scale, WebP quality
@@ -76,8 +82,7 @@ def make_galleries(studies: Sequence[Study], problems: list[str]) -> list[Galler
         studies: whose runs are looked through.
         problems: gets a sentence for every picture that cannot be read.
     """
-    runs = sum(len(series.results) for study in studies for series in study.series)
-    snapshots = min(max(MOST_PICTURES // max(runs, 1), FEWEST_SNAPSHOTS), MOST_SNAPSHOTS)
+    snapshots = snapshots_shown(sum(len(series.results) for study in studies for series in study.series))
     return [_collect(study, snapshots, problems) for study in studies]
 
 
@@ -89,65 +94,43 @@ def _collect(study: Study, snapshots: int, problems: list[str]) -> Gallery:
         if rows:
             samples[series] = rows
         for result in series.results:
-            if not reals and (image := _read(result.path / "reals.png", problems)) is not None:
-                reals = [Picture(*_block(image, result, "Real training images"), result, 0)]
-            if series not in uncovered and (image := _read(result.path / SHEET, problems)) is not None:
-                when = f" at {kimg:,} kimg" if (kimg := sheet_kimg(result.path)) is not None else ""
-                words = f"Pairs of images, left a real one that {series.label} does not cover{when}, right the generated one nearest to it."
-                uncovered[series] = Picture(_at_most(image, SHEET_WIDTH), words, result, result.kimg)
+            if not reals and (path := find_picture(result.path, REALS)):
+                reals = _blocks(path, result, "Real training images", 0, problems)
+            if series not in uncovered and (path := find_picture(result.path, UNCOVERED)):
+                for sheet in _uncovered(path, series, result, problems):
+                    uncovered[series] = sheet
     return Gallery(study, reals, samples, uncovered)
 
 
 def _samples(series: Series, result: RunResult, snapshots: int, problems: list[str]) -> list[Picture]:
-    first = result.path / "fakes_init.png"
-    found = {0: first} if first.is_file() else {}
-    for path in sorted(result.path.glob("fakes*.png")):
-        if match := re.fullmatch(r"fakes(\d*)\.png", path.name):
-            found[int(match[1] or result.kimg)] = path  # a run that was tidied up may have one without a number
-    pictures = []
-    for kimg in _evenly(sorted(found), snapshots):
-        if (image := _read(found[kimg], problems)) is not None:
-            words = f"Samples of {series.label}, {seed_of(result)}, at {kimg:,} kimg"
-            pictures.append(Picture(*_block(image, result, words), result, kimg))
-    return pictures
+    words = f"Samples of {series.label}, {seed_of(result)}"
+    sheets = sample_sheets(result.path, result.kimg, snapshots)
+    return [block for kimg, path in sheets.items() for block in _blocks(path, result, f"{words}, at {kimg:,} kimg", kimg, problems)]
 
 
-def _evenly(values: Sequence[int], most: int) -> list[int]:
-    """At most so many of some values, the first and the last among them, evenly spaced in between."""
-    if len(values) <= most:
-        return list(values)
-    return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]
-
-
-def _read(path: pathlib.Path, problems: list[str]) -> Image.Image | None:
-    if not path.is_file():
-        return None
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        problems.append(f"The picture {path.as_posix()} is left out, it cannot be read ({error}).")
-        return None
-
-
-def _block(sheet: Image.Image, result: RunResult, words: str) -> tuple[Image.Image, str]:
-    """The upper left cells of a sheet, as many as a small picture holds, and their description; the whole sheet where its cells are not known."""
+def _blocks(path: pathlib.Path, result: RunResult, words: str, kimg: int, problems: list[str]) -> list[Picture]:
+    """The part of a sheet that the page shows; nothing of one that cannot be read."""
     options = read_options(result.path)
-    edge = options.get("training_set_kwargs.resolution")
-    if not isinstance(edge, int) or edge <= 0 or sheet.width % edge or sheet.height % edge:
-        return _at_most(sheet, BLOCK[0]), f"{words}."
-    shown = min(edge, CELL)
-    columns = min(MOST_CELLS[0], max(BLOCK[0] // shown, 1), sheet.width // edge)
-    rows = min(MOST_CELLS[1], max(BLOCK[1] // shown, 1), sheet.height // edge)
-    cut = sheet.crop((0, 0, columns * edge, rows * edge))
-    by_class = ", a class per row" if options.get("training_set_kwargs.use_labels") is True else ""
-    return _at_most(cut, columns * shown), f"{words}: {count(rows, 'row')} of {count(columns, 'image')}{by_class}."
+    try:
+        block = read_block(path, options)
+    except UserError as error:
+        problems.append(f"{error}.")
+        return []
+    if block.rows:
+        by_class = ", a class per row" if options.get("training_set_kwargs.use_labels") is True else ""
+        words += f": {count(block.rows, 'row')} of {count(block.columns, 'image')}{by_class}"
+    return [Picture(block.image, f"{words}.", result, kimg)]
 
 
-def _at_most(image: Image.Image, width: int) -> Image.Image:
-    if image.width <= width:
-        return image
-    return image.resize((width, max(round(image.height * width / image.width), 1)), Image.Resampling.LANCZOS)
+def _uncovered(path: pathlib.Path, series: Series, result: RunResult, problems: list[str]) -> list[Picture]:
+    """The sheet of uncovered reals; nothing of one that cannot be read."""
+    when = f" at {kimg:,} kimg" if (kimg := sheet_kimg(result.path)) is not None else ""
+    words = f"Pairs of images, left a real one that {series.label} does not cover{when}, right the generated one nearest to it."
+    try:
+        return [Picture(at_most(read_picture(path), SHEET_WIDTH), words, result, result.kimg)]
+    except UserError as error:
+        problems.append(f"{error}.")
+        return []
 
 
 def encode_to_fit(galleries: Sequence[Gallery], page: str) -> None:
