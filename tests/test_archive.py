@@ -1,6 +1,7 @@
 """Archives: results without their weights say what the results say, take in runs of other machines, and lose nothing that they have."""
 
 import json
+import pathlib
 import shutil
 
 import pytest
@@ -10,14 +11,17 @@ from report_runs import cells_of, write_run, write_sheet
 
 from dnnlib import UserError
 from experiments.images import work
-from experiments.images.plan import plan_path, read_plans
+from experiments.images.plan import PLAN_FILE, plan_path, read_plans
 from experiments.images.results import load_tables
 from experiments.images.run import How, run_plan
 from experiments.images.run_state import archived_snapshots
 from experiments.report.archive import MOST_LINES, archive_runs
 from experiments.report.page import make_page
+from experiments.report.plain import table_text
 from experiments.report.run_pictures import CELL, read_block
 from training.history import read_signals
+
+RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results"
 
 
 def make(folder, seeds, kimg=1):
@@ -195,3 +199,11 @@ def test_the_command(made, tmp_path, command):
     assert code == 0 and "smoke-noaug-pairing-gan-seed1: taken at 1 kimg" in printed and len(printed.splitlines()) == 9
     assert command("archive", f"--out={tmp_path}", f"--to={tmp_path / 'kept'}")[0] == 2
     assert command("report", f"--out={tmp_path / 'kept'}")[0] == 0 and (tmp_path / "kept" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in RESULTS.glob(f"*/{PLAN_FILE}")), ids=lambda folder: folder.name)
+def test_the_committed_pages_are_those_of_the_committed_runs(folder):
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    tables = load_tables(folder)
+    assert tables and all(table_text(table) in page for table in tables)
+    assert {archived_snapshots(run.path) is None for table in tables for row in table.rows for run in row.runs} == {False}
