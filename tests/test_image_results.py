@@ -16,6 +16,7 @@ from experiments.images.plan import Choice, make_plan, remember_plan
 from experiments.images.results import load_run, load_tables
 from experiments.images.run import How, run_plan
 from experiments.paper.checks import mean_interval
+from experiments.report.tables import figure_text
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,16 @@ def test_rows_are_means_and_deviations_over_seeds(made):
     assert plain.paper == {"precision": 0.673, "recall": 0.425, "coverage": 0.637}  # no FID: this budget measures none
     assert [run.seed for run in plain.runs] == [0, 1, 2] and plain.runs[0].path == run_folder(made, "smoke-noaug-stylegan2-seed0")
     assert "R1 0.1 with noaug" in table3.note and "at the short budget .01 covers less" in table3.note and "are not measured yet" not in table3.note
+
+
+def test_a_figure_that_a_run_lacks_is_of_fewer_seeds_and_says_so(out):
+    lines = run_folder(out, "smoke-noaug-pairing-gan-seed1") / "metric-prdc10k5_embedded.jsonl"
+    kept = json.loads(lines.read_text().splitlines()[-1])
+    del kept["results"]["prdc10k5_embedded_recall"]
+    lines.write_text(json.dumps(kept) + "\n")
+    row = table(out, "table3").rows[1]
+    assert len(row.runs) == 3 and row.fewer == {"recall": 2}
+    assert figure_text(row, "recall").endswith(" (2 of 3)") and "of" not in figure_text(row, "coverage")
 
 
 def test_rows_are_set_against_their_baseline_within_seeds(out):

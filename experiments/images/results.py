@@ -63,6 +63,7 @@ class TableRow:
         runs: those that were measured there, by seed.
         ours: column -> (mean, sample standard deviation; NaN for one run); without columns that no run has.
         paper: column -> published figure.
+        fewer: column -> number of runs that have the figure, where these are not all of `runs`.
     """
 
     method: str
@@ -70,6 +71,7 @@ class TableRow:
     runs: tuple[RunResult, ...]
     ours: dict[str, tuple[float, float]]
     paper: dict[str, float]
+    fewer: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,13 +241,14 @@ class _Loader:
         if not row.method:
             return TableRow(row.label, 0, (), {}, _of(row.paper, columns))
         found = [run for seed in range(self.seeds) if (run := self._run(row, seed)) and self._values(run, row, columns)]
-        ours = {}
+        ours, fewer = {}, {}
         for column in columns:
             values = [values[column] for run in found if column in (values := self._values(run, row, columns))]
             if values:
                 ours[column] = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+                fewer |= {column: len(values)} if len(values) < len(found) else {}
         label = row.label.format(kimg=self._kimg(row)) if row.label else row.method
-        return TableRow(label, self._kimg(row), tuple(found), ours, _of(row.paper, columns))
+        return TableRow(label, self._kimg(row), tuple(found), ours, _of(row.paper, columns), fewer)
 
     def _values(self, run: RunResult, row: Row, columns: Sequence[str]) -> dict[str, float]:
         """Column -> the run's figure where the row looks: the snapshot nearest to it, at most half a spacing away."""

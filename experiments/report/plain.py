@@ -12,7 +12,7 @@ from experiments.paper.tables import aligned
 from experiments.report.classes import class_tables
 from experiments.report.markup import NONE, with_spread
 from experiments.report.studies import Study, seed_of
-from experiments.report.tables import ARROWS, DIFFERENCES, VERDICTS, difference_rows, published_text
+from experiments.report.tables import ARROWS, DIFFERENCES, VERDICTS, difference_rows, figure_text, published_text
 from metrics.runs import direction
 from metrics.trajectories import as_json, describe_protocols
 
@@ -60,7 +60,7 @@ def table_text(table: TableResult) -> str:
     for row in table.rows:
         cells = [row.method]
         for name in table.columns:
-            cells += [with_spread(*row.ours.get(name, (None, None)))] + ([published_text(row, name)] if published[name] else [])
+            cells += [figure_text(row, name)] + ([published_text(row, name)] if published[name] else [])
         rows.append([*cells, str(len(row.runs))])
     return aligned([[_line(cell) for cell in row] for row in rows])
 

@@ -121,6 +121,12 @@ def _difference_text(one: Difference) -> str:
     return mean if one.interval is None else f"{mean} [{', '.join(number(end, like=one.mean) for end in one.interval)}]"
 
 
+def figure_text(row: TableRow, column: str) -> str:
+    """Our figure: mean and deviation, and of how many of the row's seeds they are, where not of all."""
+    text = with_spread(*row.ours.get(column, (None, None)))
+    return f"{text} ({row.fewer[column]} of {len(row.runs)})" if column in row.fewer else text
+
+
 def published_text(row: TableRow, column: str) -> str:
     """A published figure with the digits it was published with."""
     return f"{row.paper[column]:g}" if column in row.paper else NONE
@@ -129,7 +135,7 @@ def published_text(row: TableRow, column: str) -> str:
 def _ours(row: TableRow, column: str, ruler: Axis | None, anchors: Anchors, full_length: bool) -> Markup:
     """Mean and deviation, a link to the first of the runs, and their place among the column's figures."""
     mean, spread = row.ours.get(column, (math.nan, math.nan))
-    text = with_spread(mean, spread)
+    text = figure_text(row, column)
     if not math.isfinite(mean):
         return element("td", text, class_="ours none")
     link = element("a", text, href=f"#{anchors[row.runs[0].path.resolve()]}") if row.runs else text
