@@ -130,7 +130,7 @@ _R1 = {"noaug": R1(0.1, _MEASURED), "ada": R1(0.01, _PRESET)}
 _ALL = (
     Budget(
         "smoke",
-        "smoke: 1 kimg of a tiny network on 240 digits of 16x16, a test of the machinery and no result",
+        "smoke: 1 kimg of a tiny network, a test of the machinery and no result",
         ("--cfg=demo", "--cond=1", "--tick=1", "--snap=1"),
         spacing=1,
         metrics=("prdc10k5",),
