@@ -48,6 +48,7 @@ RUNS_CODE = (
     "ctypes.dlopen",
     "pickle.find_class",
 )
+COUNTS_GPUS = "libnvidia-ml.so.1"  # what torch made for CUDA opens whenever it is asked how many GPUs there are
 CHANGES_FILES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.utime")
 
 
@@ -88,7 +89,7 @@ class Watch:
     def _see(self, event: str, args: tuple[Any, ...]) -> None:
         if self.folder is None:
             return
-        if event in RUNS_CODE:
+        if event in RUNS_CODE and args[:1] != (COUNTS_GPUS,):
             self.executions.append(f"{event} {args!r:.100}")
         writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         if writes or event in CHANGES_FILES or event.startswith("shutil."):
