@@ -57,7 +57,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the processor multiplies matrices faster in bfloat16 than in float32. GPUs, where float32 is fast enough, do not count.
 
     AMX makes it so, and so does AVX-512 on AMD's. Intel's processors have both, but virtual machines may hide AMX, and what is left of bfloat16
-    there takes twice as long as float32.
+    there is slower than float32 (84 against 150 GFLOP/s on one core of a Xeon, docs/benchmarks.md).
     """
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False

@@ -192,7 +192,7 @@ def test_the_precision_of_float32_products_may_be_anything(setting):
         ({"avx512_bf16": False, "amx_bf16": False, "cpu_name": "AMD EPYC"}, False),
         ({"avx512_bf16": True, "amx_bf16": False, "cpu_name": "AMD EPYC"}, True),
         ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, True),
-        ({"avx512_bf16": True, "amx_bf16": False, "cpu_name": "Intel Xeon"}, False),  # half the speed of float32, measured
+        ({"avx512_bf16": True, "amx_bf16": False, "cpu_name": "Intel Xeon"}, False),  # slower than float32, measured
         ({"avx512_bf16": True}, True),
         ({}, False),
     ],
