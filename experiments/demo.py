@@ -59,7 +59,7 @@ def data_step() -> Step:
 def train_step(outdir: str, kimg: int | None, seed: int) -> Step:
     """Training with adaptive augmentation and pairing; pictures every 8 kimg."""
     options = ["--cfg=demo", "--cond=1", "--aug=ada", "--pairing-weight=0.05", "--metrics=none", "--tick=2", "--snap=4"]
-    options += ["--device=cpu", "--precision=fp32"]  # the figures in the README are those of any machine, up to rounding
+    options += ["--device=cpu", "--precision=fp32"]  # the precision that every machine has
     options += [f"--seed={seed}"] + ([] if kimg is None else [f"--kimg={kimg}"])
     return Step("Training", ["train.py", f"--outdir={outdir}", f"--data={DATA}", *options])
 
