@@ -91,6 +91,21 @@ def test_what_is_archived_is_not_made_again_and_further_seeds_are(kept, tmp_path
     assert [len(row.runs) for row in load_tables(kept)[0].rows] == [4, 4, 4]
 
 
+def test_an_archived_run_counts_however_far_apart_its_snapshots_were(kept):
+    plan = smoke_plan(kept, "table3", seeds=3, data=read_plans(kept)["smoke"]["data"])
+    run = plan.runs[0]
+    options = run.look().path / "training_options.json"
+
+    def change(**values):
+        options.write_text(json.dumps(json.loads(options.read_text()) | values))
+
+    change(network_snapshot_ticks=run.options["network_snapshot_ticks"] + 1)
+    assert str(run.look()) == "archived"
+    change(batch_size=run.options["batch_size"] * 2)
+    with pytest.raises(UserError, match="batch_size"):
+        run.look()
+
+
 def test_runs_of_several_machines_come_together(made, tmp_path):
     """Seeds 0 and 1 of one folder and all three of another, in either order."""
     shutil.copytree(made, tmp_path / "one")

@@ -99,7 +99,10 @@ def look(parent: pathlib.Path, wanted: Mapping[str, Any], metrics: Sequence[str]
     if not folders:
         return RunState()
     for folder in folders:
-        if changed := settings_difference(read_options(folder), wanted):
+        options = read_options(folder)
+        if archived_snapshots(folder) is not None:  # its snapshots are gone: those that were measured serve, however far apart
+            options["network_snapshot_ticks"] = wanted["network_snapshot_ticks"]
+        if changed := settings_difference(options, wanted):
             raise UserError(f"{folder} is a run with other settings ({changed}); give another --out, or move that folder away")
     return max((look_at(folder, wanted["total_kimg"], metrics, detector) for folder in folders), key=lambda state: (state.finished, state.kimg))
 
