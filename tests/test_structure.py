@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
@@ -85,6 +86,14 @@ def test_imports_run_one_way():
 )
 def test_the_rule_of_imports_finds_what_breaks_it(source, own, found):
     assert list(uphill(ast.parse(source), own, PACKAGES[own], {"train"})) == found
+
+
+def test_commands_start_without_a_compiler():
+    """It would take them twice as long to start."""
+    commands = ", ".join(path.stem for path in LIBRARY if path.parent == ROOT and path.name != "conftest.py")
+    assert "train" in commands
+    code = f"import sys, {commands}; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_files_and_functions_are_of_a_size_to_read():

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from scipy import stats
+from scipy import special
 
 Rows = Mapping[str, Mapping[str, Sequence[float]]]  # method -> metric -> one value per seed, in one order of seeds
 
@@ -113,15 +113,15 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     n, mean, spread = len(values), statistics.fmean(values), statistics.stdev(values)
     if spread < NO_SPREAD:
         return (mean, mean) if 2 * 0.5**n < 1 - CONFIDENCE else None
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * spread / math.sqrt(n)
     return mean - half, mean + half
 
 
 def share_interval(hits: int, n: int) -> tuple[float, float]:
     """Two-sided exact (Clopper-Pearson) interval of a share of `hits` in `n`."""
     tail = (1 - CONFIDENCE) / 2
-    low = float(stats.beta.ppf(tail, hits, n - hits + 1)) if hits > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
+    low = float(special.betaincinv(hits, n - hits + 1, tail)) if hits > 0 else 0.0
+    high = float(special.betaincinv(hits + 1, n - hits, 1 - tail)) if hits < n else 1.0
     return low, high
 
 

@@ -57,8 +57,6 @@ def used(device_type: str) -> str:
     return "native" if in_use(device_type) else "reference"
 
 
-# A compiler of graphs shall neither look into this nor guard on it: what is in use does not change while a process trains.
-@torch.compiler.assume_constant_result
 def in_use(device_type: str) -> bool:
     """Whether native ops run on devices of this type. As `used`."""
     if _policy == "reference" or device_type not in DTYPES:
@@ -67,6 +65,11 @@ def in_use(device_type: str) -> bool:
     if failure is not None and _policy == "native":
         raise UserError(f"--ops=native: {failure}; or use --ops=reference")
     return failure is None
+
+
+# A compiler of graphs shall neither look into this nor guard on it: what is in use does not change while a process trains. The mark is all
+# that torch.compiler.assume_constant_result makes, which imports the whole compiler for it: half the time in which a command starts.
+in_use._dynamo_marked_constant = True
 
 
 def native(name: str, x: torch.Tensor) -> Callable | None:
