@@ -12,6 +12,7 @@ from experiments.report import classes
 from experiments.report.classes import class_tables
 from experiments.report.page import HTML_FILE, JSON_FILE, MARKDOWN_FILE, make_page
 from experiments.report.studies import find_studies
+from experiments.report.tables import difference_rows
 
 
 def text_of(path):
@@ -39,6 +40,35 @@ def test_differences_from_the_baseline_are_told_everywhere(tmp_path):
     told = json.loads((tmp_path / JSON_FILE).read_text(encoding="utf-8"))["tables"][0]["differences"]
     assert told == json.loads(json.dumps([dataclasses.asdict(one) for one in differences]))
     assert "Differences from the baseline" not in make_page([table], [], tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("column", "mean", "interval", "mark"),
+    [
+        ("recall", 0.02, (0.01, 0.03), "better"),
+        ("recall", -0.02, (-0.03, -0.01), "worse"),
+        ("FID", 1.5, (1.0, 2.0), "worse"),
+        ("FID", -1.5, (-2.0, -1.0), "better"),
+        ("FID", 1.5, (-1.0, 4.0), ""),
+        ("FID", 1.5, None, ""),
+    ],
+)
+def test_a_difference_whose_interval_leaves_out_0_is_marked_as_better_or_worse(tmp_path, column, mean, interval, mark):
+    one = Difference("Pairing-GAN", "StyleGAN2", column, mean, interval, 3)
+    html = make_page([dataclasses.replace(make_table(write_runs(tmp_path / "runs", seeds=1)), differences=(one,))], [], tmp_path).read_text("utf-8")
+    block = html[html.index('class="numbers differences"') :].partition("</table>")[0]
+    assert re.findall(r'<td class="(\w+)"', block) == ([mark] if mark else [])
+    (zero,) = re.findall(r'<line x1="([\d.]+)" x2="\1" [^>]*class="zero"', block)
+    (dot,) = re.findall(r'<circle cx="([\d.]+)"', block)
+    assert float(zero) == 48 and (float(dot) > 48) == (mean > 0)
+
+
+def test_two_rows_at_one_length_say_it_once(tmp_path):
+    table = make_table(write_runs(tmp_path / "runs", seeds=1))
+    pairs = ("P, tau .2, 150 kimg", "S, 150 kimg"), ("P, 150 kimg", "S, 300 kimg"), ("P", "S, 150 kimg")
+    differences = tuple(Difference(*pair, "recall", 0.1, (0.0, 0.2), 3) for pair in pairs)
+    names = [row[0] for row in difference_rows(dataclasses.replace(table, differences=differences))[1:]]
+    assert names == ["P, tau .2 − S, 150 kimg", "P, 150 kimg − S, 300 kimg", "P − S, 150 kimg"]
 
 
 @pytest.mark.parametrize(("apart", "said"), [(None, "20s"), (1.0, "10s"), (100.0, "20s")])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Anchors = Mapping["pathlib.Path", str]  # resolved folder of a run -> id of its part of the page
 
 FULL_LENGTH = "paper"  # the budget under which our figures may be set beside the published ones
-DIFFERENCES = "Differences from the baseline, taken within each seed: mean and its 95% interval"
+DIFFERENCES = "Differences from the baseline, taken within each seed: mean and its 95% interval, which leaves out 0 by chance once in twenty"
 STRIP = (96, 16)
 ARROWS = {"higher": "↑", "lower": "↓", "": ""}
 VERDICTS = {True: ("holds", "✓"), False: ("does not hold", "✗"), None: ("is undecided", "?")}
@@ -94,26 +94,60 @@ def _table(table: TableResult, anchors: Anchors, root: pathlib.Path) -> Markup:
 
 
 def differences_block(table: TableResult) -> Markup | None:
-    """Differences from the baseline as a table, folded up; None where there are none."""
+    """Differences from the baseline as a table, each with its interval drawn about 0; None where there are none."""
     if not table.differences:
         return None
-    (header, *lines) = difference_rows(table)
-    head = [element("th", words, scope="col") for words in header]
-    rows = [element("tr", row_head(name), *(element("td", cell) for cell in cells)) for name, *cells in lines]
+    head = [element("th", words, scope="col") for words in ("Method", *map(title_of, table.columns), "Seeds")]
+    rulers = {column: _ruler_about_0([one for one in table.differences if one.column == column]) for column in table.columns}
+    rows = []
+    for (name, *cells, seeds), found in zip(difference_rows(table)[1:], _by_row(table).values(), strict=True):
+        shown = []
+        for column, text in zip(table.columns, cells, strict=True):
+            one, ruler = found.get(column), rulers[column]
+            strip = _strip(ruler, one.mean, one.interval, 0.0, "zero") if one and ruler else None
+            shown.append(element("td", text, strip, class_=_judged(one) if one else None))
+        rows.append(element("tr", row_head(name), *shown, element("td", seeds)))
     box = scroll_box(table_of([head], rows, "numbers differences"), f"Differences in table {table.name}")
-    return element("details", element("summary", DIFFERENCES), box)
+    return element("details", element("summary", DIFFERENCES), box, open=True)
+
+
+def _by_row(table: TableResult) -> dict[tuple[str, str], dict[str, Difference]]:
+    """(method, baseline) -> column -> difference."""
+    found: dict[tuple[str, str], dict[str, Difference]] = {}
+    for one in table.differences:
+        found.setdefault((one.method, one.baseline), {})[one.column] = one
+    return found
+
+
+def _ruler_about_0(differences: Sequence[Difference]) -> Axis | None:
+    """The scale of a column's differences, with 0 in its middle. The intervals of two seeds, which are wide, may pass its ends."""
+    ends = [end for one in differences if one.interval and one.seeds > 2 for end in one.interval]
+    reach = max(map(abs, [*ends, *(one.mean for one in differences)]), default=0.0)
+    return Axis(-reach, reach, 6, STRIP[0] - 6) if reach > 0 else None
+
+
+def _judged(one: Difference) -> str | None:
+    """Whether the whole interval is on the better or on the worse side of 0; None where it is on both, or neither is better."""
+    if one.interval is None or one.interval[0] <= 0 <= one.interval[1] or not direction(one.column):
+        return None
+    return "better" if (one.mean > 0) == (direction(one.column) == "higher") else "worse"
 
 
 def difference_rows(table: TableResult) -> list[list[str]]:
     """Differences as rows of text, headings first: what less what, mean and interval of every column, number of seeds."""
-    found: dict[tuple[str, str], dict[str, Difference]] = {}
-    for one in table.differences:
-        found.setdefault((one.method, one.baseline), {})[one.column] = one
     rows = [["method", *table.columns, "seeds"]]
-    for (method, baseline), columns in found.items():
+    for (method, baseline), columns in _by_row(table).items():
         cells = [_difference_text(columns[name]) if name in columns else NONE for name in table.columns]
-        rows.append([f"{method} − {baseline}", *cells, ", ".join(map(str, sorted({one.seeds for one in columns.values()})))])
+        rows.append([_less(method, baseline), *cells, ", ".join(map(str, sorted({one.seeds for one in columns.values()})))])
     return rows
+
+
+def _less(method: str, baseline: str) -> str:
+    """Names of two rows with a minus between them; where they look, if it is the same, once."""
+    _, comma, where = method.rpartition(", ")
+    if comma and baseline.endswith(comma + where):
+        return f"{method.removesuffix(comma + where)} − {baseline}"
+    return f"{method} − {baseline}"
 
 
 def _difference_text(one: Difference) -> str:
@@ -139,7 +173,8 @@ def _ours(row: TableRow, column: str, ruler: Axis | None, anchors: Anchors, full
     if not math.isfinite(mean):
         return element("td", text, class_="ours none")
     link = element("a", text, href=f"#{anchors[row.runs[0].path.resolve()]}") if row.runs else text
-    strip = _strip(mean, spread, row.paper.get(column) if full_length else None, ruler)
+    ends = (mean - spread, mean + spread) if math.isfinite(spread) else None
+    strip = _strip(ruler, mean, ends, row.paper.get(column) if full_length else None, "published") if ruler else None
     return element("td", link, strip, class_="ours", data_value=repr(float(mean)))
 
 
@@ -156,16 +191,15 @@ def _ruler(table: TableResult, column: str) -> Axis | None:
     return Axis(min(ends), max(ends), 6, STRIP[0] - 6)
 
 
-def _strip(mean: float, spread: float, paper: float | None, ruler: Axis | None) -> Markup | None:
-    """A dot at the mean, a line over the deviation to both sides and, where they may be compared, a tick at the published figure."""
-    if ruler is None:
-        return None
-    middle = STRIP[1] / 2
-    parts = [element("line", x1=2, x2=STRIP[0] - 2, y1=middle, y2=middle, class_="rail")]
-    if math.isfinite(spread):
-        parts.append(element("line", x1=ruler.at(mean - spread), x2=ruler.at(mean + spread), y1=middle, y2=middle, class_="spread"))
-    if paper is not None:
-        parts.append(element("line", x1=ruler.at(paper), x2=ruler.at(paper), y1=2, y2=STRIP[1] - 2, class_="published"))
+def _strip(ruler: Axis, mean: float, ends: tuple[float, float] | None, tick: float | None, kind: str) -> Markup:
+    """A dot at the mean, a line between the ends of its spread as far as the ruler goes, and a tick of some kind."""
+    middle, (left, right) = STRIP[1] / 2, (2, STRIP[0] - 2)
+    parts = [element("line", x1=left, x2=right, y1=middle, y2=middle, class_="rail")]
+    if ends is not None:
+        low, high = (min(max(ruler.at(end), left), right) for end in ends)
+        parts.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="spread"))
+    if tick is not None:
+        parts.append(element("line", x1=ruler.at(tick), x2=ruler.at(tick), y1=2, y2=STRIP[1] - 2, class_=kind))
     parts.append(element("circle", cx=ruler.at(mean), cy=middle, r=3.5, class_="mean"))
     return element("svg", *parts, viewBox=f"0 0 {STRIP[0]} {STRIP[1]}", class_="strip", aria_hidden="true")
 
