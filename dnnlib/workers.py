@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import weakref
@@ -29,7 +30,9 @@ class ReadAhead:
     def __init__(self, dataset: Any, **options: Any):
         # A generator of its own, else DataLoader would draw a seed from the global one, which is the training's.
         own = torch.Generator().manual_seed(0)
-        self._batches = iter(torch.utils.data.DataLoader(dataset, generator=own, worker_init_fn=_leave_ending_to_the_parent, **options))
+        loader = torch.utils.data.DataLoader(dataset, generator=own, worker_init_fn=_leave_ending_to_the_parent, **options)
+        with _stop_signals_blocked():
+            self._batches = iter(loader)
         _open.add(self)
 
     def __iter__(self) -> Iterator[Any]:
@@ -45,6 +48,19 @@ class ReadAhead:
 
 _open: weakref.WeakSet[ReadAhead] = weakref.WeakSet()
 _owner = os.getpid()
+
+
+@contextlib.contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    """Within: they wait, and do so in processes started here for good, which would else be ended by one that comes before they ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):  # as on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_ending_to_the_parent(worker: int) -> None:

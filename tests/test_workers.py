@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -39,6 +40,24 @@ def test_a_process_ends_though_it_still_reads(end, code):
     assert result.returncode == code, result.stderr
     workers = result.stdout.split()
     assert len(workers) == 2 and not any(map(is_running, workers))
+
+
+SLOW_START = """
+import multiprocessing, os, signal, time
+from dnnlib import workers
+
+ignore = workers._leave_ending_to_the_parent
+workers._leave_ending_to_the_parent = lambda worker: (time.sleep(worker), ignore(worker))
+reading = workers.ReadAhead(list(range(8)), batch_size=2, num_workers=2)
+for worker in multiprocessing.active_children():
+    os.kill(worker.pid, signal.SIGTERM)
+assert [batch.tolist() for batch in reading] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be blocked")
+def test_a_worker_outlives_a_signal_that_comes_while_it_starts():
+    subprocess.run([sys.executable, "-c", SLOW_START], cwd=ROOT, check=True, timeout=LIMIT_SECONDS)
 
 
 @pytest.mark.parametrize("ending", [lambda held: held[0].close(), lambda held: held.clear()])
