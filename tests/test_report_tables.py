@@ -10,9 +10,9 @@ from report_runs import cells_of, make_table, write_run, write_runs
 from experiments.images.results import Difference
 from experiments.report import classes
 from experiments.report.classes import class_tables
+from experiments.report.differences import difference_rows, glance_of
 from experiments.report.page import HTML_FILE, JSON_FILE, MARKDOWN_FILE, make_page
 from experiments.report.studies import find_studies
-from experiments.report.tables import difference_rows
 
 
 def text_of(path):
@@ -63,12 +63,52 @@ def test_a_difference_whose_interval_leaves_out_0_is_marked_as_better_or_worse(t
     assert float(zero) == 48 and (float(dot) > 48) == (mean > 0)
 
 
-def test_two_rows_at_one_length_say_it_once(tmp_path):
+def with_differences(table, *differences, lengths=()):
+    """The table with differences, and with rows that look at other lengths of training."""
+    rows = tuple(dataclasses.replace(table.rows[0], kimg=kimg) for kimg in lengths) or table.rows
+    return dataclasses.replace(table, differences=differences, rows=rows)
+
+
+def test_differences_say_their_length_where_a_table_has_several(tmp_path):
     table = make_table(write_runs(tmp_path / "runs", seeds=1))
-    pairs = ("P, tau .2, 150 kimg", "S, 150 kimg"), ("P, 150 kimg", "S, 300 kimg"), ("P", "S, 150 kimg")
-    differences = tuple(Difference(*pair, "recall", 0.1, (0.0, 0.2), 3) for pair in pairs)
-    names = [row[0] for row in difference_rows(dataclasses.replace(table, differences=differences))[1:]]
-    assert names == ["P, tau .2 − S, 150 kimg", "P, 150 kimg − S, 300 kimg", "P − S, 150 kimg"]
+    pair = [Difference("Pairing-GAN", "StyleGAN2", "recall", 0.1, (0.0, 0.2), 3, "500 images", kimg) for kimg in (150, 1300)]
+    names = [[row[0] for row in difference_rows(with_differences(table, *pair, lengths=lengths))[1:]] for lengths in ((150, 1300), (150,))]
+    assert names == [["Pairing-GAN − StyleGAN2, 150 kimg", "Pairing-GAN − StyleGAN2, 1,300 kimg"], ["Pairing-GAN − StyleGAN2"] * 2]
+
+
+def test_the_glance_shows_every_method_once_at_its_longest_training(tmp_path):
+    table = make_table(write_runs(tmp_path / "runs", seeds=1))
+
+    def compared(images, kimg, seeds, *columns, method="Pairing-GAN"):
+        return [Difference(method, "StyleGAN2", column, 0.1, (0.05, 0.15), seeds, images, kimg) for column in columns]
+
+    few = with_differences(table, *compared("500 images", 150, 7, "recall", "FID"), *compared("500 images", 300, 2, "recall", "FID"))
+    same = with_differences(table, *compared("500 images", 300, 3, "recall", "FID"), *compared("500 images", 150, 3, "FID", method="other"))
+    latents = with_differences(table, *compared("all images", 60, 3, "recall", "collision"))
+    columns, places = glance_of([few, same, latents])
+    assert columns == table.columns and list(places) == ["500 images, 300 kimg", "500 images, 150 kimg", "all images, 60 kimg"]
+    assert [(row.method, row.seeds, list(row.found)) for rows in places.values() for row in rows] == [
+        ("Pairing-GAN", (3,), ["recall", "FID"]),
+        ("other", (3,), ["FID"]),
+        ("Pairing-GAN", (3,), ["recall"]),
+    ]
+    path = make_page([few, same, latents], [], tmp_path)
+    shown = cells_of(path, "numbers differences glance")
+    assert shown[1:3] == [["500 images, 300 kimg"], ["Pairing-GAN − StyleGAN2", "–", "+0.100 [0.050, 0.150]", "–", "+0.100 [0.050, 0.150]", "3"]]
+    told = (tmp_path / MARKDOWN_FILE).read_text(encoding="utf-8").partition("## At a glance")[2].partition("##")[0]
+    assert [cell.strip().replace("\\", "") for cell in told.splitlines()[6].strip("|").split("|")] == ["500 images, 300 kimg", *shown[2]]
+
+
+def test_the_glance_keeps_budgets_apart_and_leaves_a_single_place_to_its_table(tmp_path):
+    one = make_table(write_runs(tmp_path / "runs", seeds=1))
+    difference = Difference("Pairing-GAN", "StyleGAN2", "recall", 0.1, (0.05, 0.15), 3, "all images", 60)
+    other = dataclasses.replace(make_table(write_runs(tmp_path / "more", seeds=1), budget="paper: words"), differences=(difference,))
+    _, places = glance_of([with_differences(one, difference), other])
+    assert list(places) == ["short budget, all images, 60 kimg", "paper budget, all images, 60 kimg"]
+    alone = with_differences(one, difference)
+    assert glance_of([alone]) == glance_of([alone, alone]) == ((), {})
+    assert "At a glance" not in text_of(make_page([alone], [], tmp_path))
+    assert "At a glance" not in (tmp_path / MARKDOWN_FILE).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("apart", "said"), [(None, "20s"), (1.0, "10s"), (100.0, "20s")])

@@ -14,7 +14,7 @@ from dnnlib.json_files import read_json_lines
 from experiments.images.budgets import BUDGETS, Budget, find_budget
 from experiments.images.claims import CLAIMS, Verdict, at_stage, judge
 from experiments.images.commands import difference
-from experiments.images.experiments import ImageExperiment, Row, choose
+from experiments.images.experiments import EXPERIMENTS, ImageExperiment, Row, choose
 from experiments.images.methods import recognise
 from experiments.images.plan import RUNS, read_plans, run_key
 from experiments.images.run_state import read_options, run_folders
@@ -79,12 +79,14 @@ class Difference:
     """How a row's figures differ from its baseline's, taken within each seed.
 
     Attributes:
-        method: name of the row.
-        baseline: name of the other one, StyleGAN2 with the same augmentation in the same setting at the same length.
+        method: of the row.
+        baseline: of the other one, StyleGAN2 with the same augmentation in the same setting at the same length.
         column: of the figure.
         mean: of the row's figure less the baseline's over the seeds that both have.
         interval: of the mean, 95%; None where the seeds spread too little to tell.
         seeds: so many, at least two.
+        images: how many both were trained on, in words.
+        kimg: where both rows look.
     """
 
     method: str
@@ -93,6 +95,8 @@ class Difference:
     mean: float
     interval: tuple[float, float] | None
     seeds: int
+    images: str = ""
+    kimg: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +178,7 @@ def load_tables(out: pathlib.Path) -> list[TableResult]:
     tables = []
     for name, plan in read_plans(out).items():
         loaders: dict[int, _Loader] = {}
-        for experiment in choose(plan["experiments"]):
+        for experiment in sorted(choose(plan["experiments"]), key=list(EXPERIMENTS.values()).index):  # whatever was planned first
             seeds = plan["seeds_of"].get(experiment.name, plan["seeds"])
             loader = loaders.setdefault(seeds, _Loader(out, find_budget(name), seeds, pathlib.Path(plan["data"]).name))
             tables.append(loader.table(experiment))
@@ -204,9 +208,13 @@ class _Loader:
 
     def _training(self, experiment: ImageExperiment, runs: Sequence[RunResult]) -> str:
         """The training set, how much of it, and the precisions of the runs that are there."""
-        sizes = dict.fromkeys(self.budget.regimes[self.budget.setting(row.setting)].subset for row in experiment.rows if row.method)
-        words = ["all images" if size is None else f"{size:,} images" for size in sizes]
-        return ", ".join([self.data, " or ".join(words), *sorted({_precision(read_options(run.path)) for run in runs})])
+        sizes = dict.fromkeys(self._images(row) for row in experiment.rows if row.method)
+        return ", ".join([self.data, " or ".join(sizes), *sorted({_precision(read_options(run.path)) for run in runs})])
+
+    def _images(self, row: Row) -> str:
+        """How many images a row's runs are trained on, in words."""
+        size = self.budget.regimes[self.budget.setting(row.setting)].subset
+        return "all images" if size is None else f"{size:,} images"
 
     def _run(self, row: Row, seed: int) -> RunResult | None:
         """The run of a row under a seed, if it is there and is what its folder says."""
@@ -274,7 +282,8 @@ class _Loader:
             for column in columns:
                 gains = [own[seed][column] - others[seed][column] for seed in own if column in own[seed] and column in others.get(seed, {})]
                 if len(gains) > 1:
-                    found.append(Difference(shown.method, other.method, column, statistics.fmean(gains), mean_interval(gains), len(gains)))
+                    place = self._images(row), shown.kimg
+                    found.append(Difference(row.method, name, column, statistics.fmean(gains), mean_interval(gains), len(gains), *place))
         return tuple(found)
 
     def _verdict(self, name: str, experiment: ImageExperiment, columns: Sequence[str]) -> Verdict:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from dnnlib import UserError, atomic_write_text, make_folder
 from dnnlib.json_files import read_json
 from experiments.report.classes import classes_block
+from experiments.report.differences import glance_block
 from experiments.report.figures import title_of
 from experiments.report.markup import Markup, count, element, join, with_spread
 from experiments.report.plain import as_data, as_markdown
@@ -102,7 +103,8 @@ def _sections(
     charts = [
         join(training_block(study, f"training-{number}"), classes_block(study), signals_block(study)) for number, study in enumerate(studies, start=1)
     ]
-    before = _section("tables", "Tables and claims", [table_section(table, anchors, out) for table in tables])
+    before = _section("glance", "At a glance", [glance_block(tables)])
+    before += _section("tables", "Tables and claims", [table_section(table, anchors, out) for table in tables])
     before += _section("training", "Over training", _titled(studies, charts))
     if not runs:
         return before, []

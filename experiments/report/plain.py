@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from dnnlib.format import format_time
 from experiments.paper.tables import aligned
 from experiments.report.classes import class_tables
+from experiments.report.differences import AT_A_GLANCE, DIFFERENCES, difference_rows, glance_of
 from experiments.report.markup import NONE, with_spread
 from experiments.report.studies import Study, seed_of
-from experiments.report.tables import ARROWS, DIFFERENCES, VERDICTS, difference_rows, figure_text, published_text
+from experiments.report.tables import ARROWS, VERDICTS, figure_text, published_text
 from metrics.runs import direction
 from metrics.trajectories import as_json, describe_protocols
 
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
 def as_markdown(title: str, verdict: str, tables: Sequence[TableResult], studies: Sequence[Study], runs: Sequence[RunResult]) -> str:
     """Verdict, tables with claims, figures over training and the runs with their cost."""
     parts = [f"# {_line(title)}", _line(verdict)]
+    columns, places = glance_of(tables)
+    if places:
+        glance = [["trained on", "method", *columns, "seeds"]]
+        glance += [[place, row.name, *row.cells(columns)] for place, rows in places.items() for row in rows]
+        parts += ["## At a glance", AT_A_GLANCE, _aligned(glance)]
     for table in tables:
         parts += [f"## {_line(table.name)}: {_line(table.title)}", _facts(table), table_text(table)]
         parts += [_line(table.note)] if table.note else []
-        parts += [f"{DIFFERENCES}:", aligned([[_line(cell) for cell in row] for row in difference_rows(table)])] if table.differences else []
+        parts += [f"{DIFFERENCES}:", _aligned(difference_rows(table))] if table.differences else []
         parts += [
             f"- **{_line(claim.id)} {VERDICTS[claim.holds][0]}.** {_line(claim.statement)} {_line(claim.text)}".rstrip() for claim in table.claims
         ]
@@ -34,16 +40,21 @@ def as_markdown(title: str, verdict: str, tables: Sequence[TableResult], studies
         if study.points:
             parts += [f"## Over training: {_line(study.title)}", study_text(study), describe_protocols(study.points.values()).replace("\n", "  \n")]
         for figure, words, found in class_tables(study):
-            parts += [_line(f"{words} ({figure}), {study.title}:"), aligned([[_line(cell) for cell in row] for row in found])]
+            parts += [_line(f"{words} ({figure}), {study.title}:"), _aligned(found)]
     rows = [["method", "seed", "kimg", "time", "folder"]]
     rows += [[run.method, seed_of(run).removeprefix("seed "), f"{run.kimg:,}", _time(run.seconds), run.path.as_posix()] for run in runs]
-    parts += ["## Runs", aligned([[_line(cell) for cell in row] for row in rows])]
+    parts += ["## Runs", _aligned(rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def _line(text: str) -> str:
     """Text in one line that Markdown does not take for markup."""
     return "".join("\\" + letter if letter in "\\`*_<>[]#" else letter for letter in " ".join(str(text).split()))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table, headings first, of texts that Markdown is to take as they are."""
+    return aligned([[_line(cell) for cell in row] for row in rows])
 
 
 def _facts(table: TableResult) -> str:
@@ -62,7 +73,7 @@ def table_text(table: TableResult) -> str:
         for name in table.columns:
             cells += [figure_text(row, name)] + ([published_text(row, name)] if published[name] else [])
         rows.append([*cells, str(len(row.runs))])
-    return aligned([[_line(cell) for cell in row] for row in rows])
+    return _aligned(rows)
 
 
 def study_text(study: Study) -> str:
@@ -72,7 +83,7 @@ def study_text(study: Study) -> str:
     for series in study.series:
         for kimg, (seeds, found) in numbers_of(study, series).items():
             rows.append([series.label, str(seeds), f"{kimg:,}", *(found.get(figure, "") for figure in figures)])
-    return aligned([[_line(cell) for cell in row] for row in rows])
+    return _aligned(rows)
 
 
 def numbers_of(study: Study, series: Any) -> dict[int, tuple[int, dict[str, str]]]:

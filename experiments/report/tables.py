@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from experiments.report.axes import Axis
+from experiments.report.differences import differences_block
 from experiments.report.figures import title_of
-from experiments.report.markup import NONE, Markup, count, element, join, number, row_head, scroll_box, table_of, with_spread
+from experiments.report.markup import NONE, Markup, count, element, join, row_head, scroll_box, table_of, with_spread
+from experiments.report.strips import ruler_around, strip
 from experiments.report.studies import path_text, seed_of
 from metrics.runs import direction
 
@@ -16,13 +18,11 @@ if TYPE_CHECKING:
     import pathlib
 
     from experiments.images.claims import Verdict
-    from experiments.images.results import Difference, TableResult, TableRow
+    from experiments.images.results import TableResult, TableRow
 
 Anchors = Mapping["pathlib.Path", str]  # resolved folder of a run -> id of its part of the page
 
 FULL_LENGTH = "paper"  # the budget under which our figures may be set beside the published ones
-DIFFERENCES = "Differences from the baseline, taken within each seed: mean and its 95% interval, which leaves out 0 by chance once in twenty"
-STRIP = (96, 16)
 ARROWS = {"higher": "↑", "lower": "↓", "": ""}
 VERDICTS = {True: ("holds", "✓"), False: ("does not hold", "✗"), None: ("is undecided", "?")}
 
@@ -93,68 +93,6 @@ def _table(table: TableResult, anchors: Anchors, root: pathlib.Path) -> Markup:
     return table_of([top, second] if two else [top], rows, "figures")
 
 
-def differences_block(table: TableResult) -> Markup | None:
-    """Differences from the baseline as a table, each with its interval drawn about 0; None where there are none."""
-    if not table.differences:
-        return None
-    head = [element("th", words, scope="col") for words in ("Method", *map(title_of, table.columns), "Seeds")]
-    rulers = {column: _ruler_about_0([one for one in table.differences if one.column == column]) for column in table.columns}
-    rows = []
-    for (name, *cells, seeds), found in zip(difference_rows(table)[1:], _by_row(table).values(), strict=True):
-        shown = []
-        for column, text in zip(table.columns, cells, strict=True):
-            one, ruler = found.get(column), rulers[column]
-            strip = _strip(ruler, one.mean, one.interval, 0.0, "zero") if one and ruler else None
-            shown.append(element("td", text, strip, class_=_judged(one) if one else None))
-        rows.append(element("tr", row_head(name), *shown, element("td", seeds)))
-    box = scroll_box(table_of([head], rows, "numbers differences"), f"Differences in table {table.name}")
-    return element("details", element("summary", DIFFERENCES), box, open=True)
-
-
-def _by_row(table: TableResult) -> dict[tuple[str, str], dict[str, Difference]]:
-    """(method, baseline) -> column -> difference."""
-    found: dict[tuple[str, str], dict[str, Difference]] = {}
-    for one in table.differences:
-        found.setdefault((one.method, one.baseline), {})[one.column] = one
-    return found
-
-
-def _ruler_about_0(differences: Sequence[Difference]) -> Axis | None:
-    """The scale of a column's differences, with 0 in its middle. The intervals of two seeds, which are wide, may pass its ends."""
-    ends = [end for one in differences if one.interval and one.seeds > 2 for end in one.interval]
-    reach = max(map(abs, [*ends, *(one.mean for one in differences)]), default=0.0)
-    return Axis(-reach, reach, 6, STRIP[0] - 6) if reach > 0 else None
-
-
-def _judged(one: Difference) -> str | None:
-    """Whether the whole interval is on the better or on the worse side of 0; None where it is on both, or neither is better."""
-    if one.interval is None or one.interval[0] <= 0 <= one.interval[1] or not direction(one.column):
-        return None
-    return "better" if (one.mean > 0) == (direction(one.column) == "higher") else "worse"
-
-
-def difference_rows(table: TableResult) -> list[list[str]]:
-    """Differences as rows of text, headings first: what less what, mean and interval of every column, number of seeds."""
-    rows = [["method", *table.columns, "seeds"]]
-    for (method, baseline), columns in _by_row(table).items():
-        cells = [_difference_text(columns[name]) if name in columns else NONE for name in table.columns]
-        rows.append([_less(method, baseline), *cells, ", ".join(map(str, sorted({one.seeds for one in columns.values()})))])
-    return rows
-
-
-def _less(method: str, baseline: str) -> str:
-    """Names of two rows with a minus between them; where they look, if it is the same, once."""
-    _, comma, where = method.rpartition(", ")
-    if comma and baseline.endswith(comma + where):
-        return f"{method.removesuffix(comma + where)} − {baseline}"
-    return f"{method} − {baseline}"
-
-
-def _difference_text(one: Difference) -> str:
-    mean = ("+" if one.mean >= 0 else "") + number(one.mean)
-    return mean if one.interval is None else f"{mean} [{', '.join(number(end, like=one.mean) for end in one.interval)}]"
-
-
 def figure_text(row: TableRow, column: str) -> str:
     """Our figure: mean and deviation, and of how many of the row's seeds they are, where not of all."""
     text = with_spread(*row.ours.get(column, (None, None)))
@@ -174,8 +112,8 @@ def _ours(row: TableRow, column: str, ruler: Axis | None, anchors: Anchors, full
         return element("td", text, class_="ours none")
     link = element("a", text, href=f"#{anchors[row.runs[0].path.resolve()]}") if row.runs else text
     ends = (mean - spread, mean + spread) if math.isfinite(spread) else None
-    strip = _strip(ruler, mean, ends, row.paper.get(column) if full_length else None, "published") if ruler else None
-    return element("td", link, strip, class_="ours", data_value=repr(float(mean)))
+    drawn = strip(ruler, mean, ends, row.paper.get(column) if full_length else None, "published") if ruler else None
+    return element("td", link, drawn, class_="ours", data_value=repr(float(mean)))
 
 
 def _ruler(table: TableResult, column: str) -> Axis | None:
@@ -186,22 +124,7 @@ def _ruler(table: TableResult, column: str) -> Axis | None:
         reach = spread if math.isfinite(spread) else 0.0
         ends += [mean - reach, mean + reach] if math.isfinite(mean) else []
         ends += [row.paper[column]] if is_full_length(table) and column in row.paper else []
-    if not ends or max(ends) <= min(ends):
-        return None
-    return Axis(min(ends), max(ends), 6, STRIP[0] - 6)
-
-
-def _strip(ruler: Axis, mean: float, ends: tuple[float, float] | None, tick: float | None, kind: str) -> Markup:
-    """A dot at the mean, a line between the ends of its spread as far as the ruler goes, and a tick of some kind."""
-    middle, (left, right) = STRIP[1] / 2, (2, STRIP[0] - 2)
-    parts = [element("line", x1=left, x2=right, y1=middle, y2=middle, class_="rail")]
-    if ends is not None:
-        low, high = (min(max(ruler.at(end), left), right) for end in ends)
-        parts.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="spread"))
-    if tick is not None:
-        parts.append(element("line", x1=ruler.at(tick), x2=ruler.at(tick), y1=2, y2=STRIP[1] - 2, class_=kind))
-    parts.append(element("circle", cx=ruler.at(mean), cy=middle, r=3.5, class_="mean"))
-    return element("svg", *parts, viewBox=f"0 0 {STRIP[0]} {STRIP[1]}", class_="strip", aria_hidden="true")
+    return ruler_around(ends)
 
 
 def _seed_links(row: TableRow, anchors: Anchors, root: pathlib.Path) -> Markup | str:
