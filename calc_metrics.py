@@ -348,7 +348,7 @@ def _save(opts: EasyDict) -> None:
         path = pathlib.Path(opts.save_features)
         file = FeatureFile(path, tensors[want]["rows"], labels if labels.shape[1] else None, **facts, image_size=side.image_size())
         save_features(file)
-        print(f"{path}: {len(file.rows):,} features of {detector.feature_dim} dimensions by {detector.name} of {opts[role]}")
+        print(f"{path}: {len(file.rows):,} features of {file.rows.shape[1]} dimensions by {detector.name} of {opts[role]}")
 
 
 # What was measured, to look at.

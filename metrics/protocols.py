@@ -20,6 +20,7 @@ from metrics.frechet_inception_distance import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.kernel_inception_distance import kernel_distance
 from metrics.latent_identification import latent_identification
+from metrics.nearest import nearest_distances
 from metrics.perceptual_path_length import PATH_LENGTHS, perceptual_path_length
 from metrics.prdc import prdc_of_balls
 from metrics.sources import GeneratorSide
@@ -148,6 +149,11 @@ def _collision(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
     return {"": collision_within(inputs.generator.source.inputs(0, len(fake))[0], fake, radius)}
 
 
+def _nearest(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
+    found = nearest_distances(inputs.real["rows"], inputs.fake["rows"], device=inputs.device)
+    return {f"_{name}": value for name, value in found.items()}
+
+
 def _classwise_fid(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
     real, fake = inputs.labels()
     return classwise_fid(inputs.real["rows"], real, inputs.fake["rows"], fake)
@@ -192,6 +198,7 @@ _ENTRIES = (
     Protocol("density50k3", "vgg16", Rows, _DENSITY, max_real=50_000, sampled=True, matched=True, k=3),
     Protocol("prdc50k3", "vgg16", Rows, _PRDC, max_real=50_000, sampled=True, matched=True, k=3, has_coverage=True),
     Protocol("prdc10k5", "vgg16", Rows, _PRDC, max_real=10_000, sampled=True, matched=True, k=5, has_coverage=True),
+    Protocol("nearest10k", "vgg16", Rows, _nearest, max_real=10_000, sampled=True, matched=True),
     Protocol("fid10k_classwise", "inception", Rows, _classwise_fid, max_real=10_000, sampled=True, num_fake=10_000, needs_classes=True),
     Protocol("coverage_classwise", "vgg16", Rows, _classwise_coverage, max_real=50_000, sampled=True, matched=True, k=3, needs_classes=True),
     Protocol("collision", "vgg16", Rows, _collision, max_real=10_000, sampled=True, num_fake=10_000, k=3, needs_generator=True),

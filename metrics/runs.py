@@ -26,8 +26,8 @@ SEED = "random_seed"
 BOOKKEEPING = {SEED, "run_dir", "metrics", "detector", "metric_seed", "keep_snapshots", "best_metric", "wandb", "data_loader_kwargs"}
 BOOKKEEPING |= {"image_snapshot_ticks", "network_snapshot_ticks", "total_kimg"}
 # Beginnings of the figures that are better when lower, and endings of those for which neither way is better.
-_LOWER_IS_BETTER = ("fid", "kid", "ppl", "collision")
-NEITHER = ("_std", "_density")
+_LOWER_IS_BETTER = ("fid", "kid", "ppl", "collision", "nearest", "gap")
+NEITHER = ("_std", "_density", "spacing")
 ABSENT = object()
 NEAR = 0.015  # snapshots whose kimg differ by no more than this share are one: the ticks of a run that was taken further lie elsewhere
 

@@ -210,6 +210,8 @@ def test_features_are_saved_once_and_compared_later(call, folder, pictures, tmp_
     for role, images, file in zip(("real", "fake"), pictures, files):
         result = call(f"--{role}={images}", f"--save-features={file}", network=None)
         assert f"{file}: 20 features of 18 dimensions by pool" in result.stdout
+    again = call(f"--real={pictures[0]}", f"--save-features={files[0]}", "--verbose=1", network=None)
+    assert "using cached features" in again.output and f"{files[0]}: 20 features of 18 dimensions by pool" in again.stdout
     (expected,) = two_sides(call, *pictures, "--metrics=prdc10k5")
     for sides in (files, (files[0], pictures[1])):
         (line,) = two_sides(call, *sides, "--metrics=prdc10k5")

@@ -132,6 +132,7 @@ def test_columns_that_only_the_end_has_are_measured_for_tables_that_show_them(tm
     choice = Choice(("table3", "latents"), "short", tmp_path, smoke_plan(tmp_path).data)
     assert {run.end_metrics for run in make_plan(choice).runs} == {("coverage_classwise", "collision", "pairing_acc")}
     assert {run.end_metrics for run in make_plan(dataclasses.replace(choice, names=("table3",))).runs} == {()}
+    assert {run.end_metrics for run in make_plan(dataclasses.replace(choice, names=("collapse-2000", "nearest-2000"))).runs} == {("nearest10k",)}
     (smoke,) = {run.end_metrics for run in smoke_plan(tmp_path, "latents").runs}
     assert smoke == ("coverage_classwise",)  # minutes of a probe are no test of the machinery
 
@@ -164,8 +165,8 @@ def test_plans_of_a_folder_add_up(plan, tmp_path):
     saved = read_plans(plan.choice.out)["smoke"]
     assert saved["experiments"] == ["figure4", "table4"] and saved["seeds"] == 2 and saved["costed"] == ["table4"] and len(saved["runs"]) == 9
     assert saved["seeds_of"] == {"figure4": 1, "table4": 2}
-    notes = [table.note for table in load_tables(plan.choice.out)]
-    assert "3 of 3 runs are not measured" in notes[0] and "6 of 6 runs are not measured" in notes[1]
+    notes = {table.name: table.note for table in load_tables(plan.choice.out)}
+    assert "3 of 3 runs are not measured" in notes["figure4"] and "6 of 6 runs are not measured" in notes["table4"]
     del saved["seeds_of"]  # as plans had it once
     (plan.choice.out / "plan.json").write_text(json.dumps({"budgets": {"smoke": {**saved, "seeds": 1}}}))
     remember_plan(smoke_plan(plan.choice.out, "tableC", seeds=3), None)

@@ -10,7 +10,7 @@ import torch
 from metric_parts import Data, TinyGenerator, results, write_detectors
 
 from dnnlib import UserError, download
-from metrics import compute_prdc, feature_cache, frechet_distance, protocols, registry, report, sources
+from metrics import compute_prdc, feature_cache, frechet_distance, nearest_distances, protocols, registry, report, sources
 from metrics.detectors import embedded, get_detector
 from metrics.features import GeneratorSource
 
@@ -57,6 +57,7 @@ def measure(scripts, tmp_path, monkeypatch):
         ("fid10k_classwise", "inception", 70_000, (10_000, 10_000), None, False, False),
         ("coverage_classwise", "vgg16", 70_000, (50_000, 50_000), 3, False, False),
         ("collision", "vgg16", 70_000, (10_000, 10_000), 3, False, False),
+        ("nearest10k", "vgg16", 70_000, (10_000, 10_000), None, False, False),
         ("pairing_acc", None, 70_000, (0, 138_240), None, False, False),
         ("ppl2_wend", "vgg16", 70_000, (0, 50_000), None, False, False),
         ("ppl_zfull", "vgg16", 70_000, (0, 50_000), None, False, False),
@@ -118,6 +119,8 @@ def test_figures_equal_those_of_the_pure_functions(measure, scripts):
     assert {key: found[f"prdc10k5_detector_{key}"] for key in prdc} == compute_prdc(real, fake[:150], 5) == prdc
     closed = compute_prdc(real, fake, 3, closed=True)
     assert (found["pr50k3_full_detector_precision"], found["pr50k3_full_detector_recall"]) == (closed["precision"], closed["recall"])
+    found_nearest = results(measure("nearest10k", G=G, dataset=data))
+    assert found_nearest == {f"nearest10k_detector_{key}": value for key, value in nearest_distances(real, fake[:150]).items()}
     moments = [(rows.double().numpy().mean(0), np.cov(rows.double().numpy(), rowvar=False, bias=True)) for rows in (real, fake[:40])]
     assert found["fid10k_detector"] == pytest.approx(frechet_distance(*moments[0], *moments[1]), rel=1e-9)
 

@@ -397,6 +397,10 @@ def test_labels_are_moved_apart_and_stay_inside():
         ("prdc50k3_density", "density", ""),
         ("is50k_mean", "is", "higher"),
         ("collision", "collision", "lower"),
+        ("nearest10k_embedded_gap", "gap", "lower"),
+        ("gap", "gap", "lower"),
+        ("nearest10k_spacing", "spacing", ""),
+        ("spacing", "spacing", ""),
     ],
 )
 def test_figures_are_known_by_their_names(figure, kind, way):

@@ -111,6 +111,8 @@ def _prdc(metric: str) -> dict[str, tuple[str, str]]:
 
 _LATENTS = {"collision": ("collision", ""), "pairing accuracy": ("pairing_acc", ""), "worst class": ("coverage_classwise", "_worst")}
 
+_NEAREST = {name: ("nearest10k", f"_{name}") for name in ("gap", "spacing")}
+
 
 def _r1_sweep(kimg: int) -> dict[str, Regime]:
     """StyleGAN2 without augmentation under other R1 weights, which decides the weight for all methods."""
@@ -144,7 +146,7 @@ _ALL = (
         metrics=("prdc10k5",),
         detector="embedded",
         looking=("--nearest-k=5",),
-        columns={**_prdc("prdc10k5"), "worst class": _LATENTS["worst class"]},
+        columns={**_prdc("prdc10k5"), "worst class": _LATENTS["worst class"], **_NEAREST},
         seeds=1,
         r1=_R1,
         regimes={"noaug": Regime(1, marks=(0,)), "ada": Regime(1, marks=(0,)), **_subsets(1, 1, share=0.04), **_r1_sweep(1)},
@@ -160,7 +162,7 @@ _ALL = (
         metrics=("fid10k", "prdc10k5"),
         detector="embedded",
         looking=("--nearest-k=5", "--samples=10000"),
-        columns={**_prdc("prdc10k5"), "FID": ("fid10k", ""), **_LATENTS},
+        columns={**_prdc("prdc10k5"), "FID": ("fid10k", ""), **_LATENTS, **_NEAREST},
         seeds=3,
         r1=_R1,
         regimes={"noaug": Regime(60, marks=(30,)), "ada": Regime(60, marks=(30,)), **_subsets(240, 300), **_r1_sweep(60)},
@@ -178,7 +180,7 @@ _ALL = (
         metrics=("fid50k_full", "prdc50k3"),
         detector=None,
         looking=("--nearest-k=3",),
-        columns={**_prdc("prdc50k3"), "FID": ("fid50k_full", ""), **_LATENTS},
+        columns={**_prdc("prdc50k3"), "FID": ("fid50k_full", ""), **_LATENTS, **_NEAREST},
         seeds=3,
         r1=_R1,
         regimes={

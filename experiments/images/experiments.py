@@ -12,6 +12,7 @@ LAST = -1
 FEWEST = 500  # images
 COLUMNS = ("precision", "recall", "coverage", "FID")
 LATENT_COLUMNS = ("precision", "coverage", "worst class", "collision", "pairing accuracy")
+NEAREST_COLUMNS = ("precision", "recall", "coverage", "gap", "spacing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,15 @@ _ALL = (
     ),
     ImageExperiment("latents", f"{_LATENTS}.", _rows("noaug", _T3), LATENT_COLUMNS),
     ImageExperiment(f"latents-{FEWEST}", f"{_LATENTS}, trained on {FEWEST} images.", _rows(f"subset-{FEWEST}", _SMALL), LATENT_COLUMNS),
+    *(
+        ImageExperiment(
+            f"nearest-{size}",
+            f"Trained on {size:,} images: do real images come nearer to generated ones, or do these scatter?",
+            _rows(f"subset-{size}", _SMALL),
+            NEAREST_COLUMNS,
+        )
+        for size in (2000, 5000)
+    ),
     ImageExperiment("r3gan", "R3GAN's objective with and without pairing.", _rows("noaug", ("StyleGAN2", "R3GAN", "R3GAN+Pairing"))),
     *_variant("shuffled", "A control: the pairing network sees the latents shuffled", "Pairing-GAN(shuffled)"),
     *_variant("larger-lambda", "Beyond the paper's weights, to a pairing gradient like the adversarial one", "Pairing-GAN(.20)", "Pairing-GAN(.50)"),

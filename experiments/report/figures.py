@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-ORDER = ("coverage", "precision", "recall", "density", "fid", "kid", "is", "collision", "pairing")
+ORDER = ("coverage", "precision", "recall", "density", "fid", "kid", "is", "gap", "spacing", "collision", "pairing")
 WORDS = {"fid": "FID", "kid": "KID", "is": "Inception Score", "ppl": "Path length", "pairing": "Pairing accuracy"}
 OF_CLASSES = {"_mean": ", mean of classes", "_worst": ", worst class"}  # what is told of single classes together
 # Of stats.jsonl: no measurements, but what a training says of itself. Their names have a slash.
@@ -34,6 +34,8 @@ def kind_of(figure: str) -> str:
     for kind in ("precision", "recall", "density", "coverage"):
         if kind in figure:
             return kind
+    if figure.startswith("nearest"):
+        return figure.rpartition("_")[2]
     return "".join(letter for letter in figure.split("_")[0] if not letter.isdigit()).removesuffix("k")
 
 
