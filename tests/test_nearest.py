@@ -27,10 +27,8 @@ def brute_force(real, fake):
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 2), (150, 90), (300, 301)])
-@pytest.mark.parametrize("block", [None, 1, 64])
+@pytest.mark.parametrize("block", [None, 7, 64])
 def test_equal_the_definition_whatever_the_blocks(n, m, block):
-    if block == 1 and n > 200:
-        pytest.skip("a hundred thousand blocks of one")
     real, fake = draw(n, 0), draw(m, 1, 0.7)
     assert nearest_distances(real, fake, block=block) == pytest.approx(brute_force(real, fake), rel=1e-6)
 

@@ -21,7 +21,7 @@ AT_A_GLANCE = f"Every method less the baseline, at the longest training that two
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Comparison:
     """What a method differs by from its baseline, after one training.
 
     Attributes:
@@ -58,19 +58,19 @@ class Row:
         return [*texts, ", ".join(map(str, self.seeds))]
 
 
-def rows_of(table: TableResult) -> list[Row]:
+def comparisons_of(table: TableResult) -> list[Comparison]:
     """The differences of a table, those of one row together."""
     found: dict[tuple[str, str, str, int], dict[str, Difference]] = {}
     for one in table.differences:
         found.setdefault((one.method, one.baseline, one.images, one.kimg), {})[one.column] = one
-    return [Row(*names, columns) for names, columns in found.items()]
+    return [Comparison(*names, columns) for names, columns in found.items()]
 
 
 def difference_rows(table: TableResult) -> list[list[str]]:
     """The differences of a table as rows of text, headings first; where its rows look at several lengths, each says at which."""
     lengths = {row.kimg for row in table.rows if row.kimg}
     rows = [["method", *table.columns, "seeds"]]
-    for row in rows_of(table):
+    for row in comparisons_of(table):
         rows.append([f"{row.name}, {row.kimg:,} kimg" if len(lengths) > 1 else row.name, *row.cells(table.columns)])
     return rows
 
@@ -79,13 +79,13 @@ def differences_block(table: TableResult) -> Markup | None:
     """Differences from the baseline as a table, each with its interval drawn about 0; None where there are none."""
     if not table.differences:
         return None
-    rows, rulers = rows_of(table), _rulers(table.differences, table.columns)
+    rows, rulers = comparisons_of(table), _rulers(table.differences, table.columns)
     body = [_drawn_row(words[0], row, rulers) for words, row in zip(difference_rows(table)[1:], rows, strict=True)]
     box = scroll_box(table_of([_head(table.columns)], body, "numbers differences"), f"Differences in table {table.name}")
     return element("details", element("summary", DIFFERENCES), box, open=True)
 
 
-def glance_of(tables: Sequence[TableResult]) -> tuple[tuple[str, ...], dict[str, list[Row]]]:
+def glance_of(tables: Sequence[TableResult]) -> tuple[tuple[str, ...], dict[str, list[Comparison]]]:
     """The differences of all tables at their longest trainings.
 
     Args:
@@ -96,21 +96,21 @@ def glance_of(tables: Sequence[TableResult]) -> tuple[tuple[str, ...], dict[str,
         training and, where there are several, its budget. Both are empty if all is in one place, which its table shows.
     """
     columns = next((table.columns for table in tables if table.differences), ())
-    best: dict[tuple[str, str, str, str], Row] = {}
+    best: dict[tuple[str, str, str, str], Comparison] = {}
     for table in tables:
-        for row in rows_of(table):
+        for row in comparisons_of(table):
             row = dataclasses.replace(row, found={name: row.found[name] for name in columns if name in row.found})
             key = table.budget_name, row.images, row.method, row.baseline
             if row.found and (key not in best or _weight(row) > _weight(best[key])):
                 best[key] = row
     several = len({budget for budget, *_ in best}) > 1
-    places: dict[str, list[Row]] = {}
+    places: dict[str, list[Comparison]] = {}
     for (budget, *_), row in best.items():
         places.setdefault(f"{budget} budget, {row.place}" if several else row.place, []).append(row)
     return (columns, places) if len(places) > 1 else ((), {})
 
 
-def _weight(row: Row) -> tuple[int, int, tuple[int, ...]]:
+def _weight(row: Comparison) -> tuple[int, int, tuple[int, ...]]:
     """By which one of several rows about the same is chosen."""
     return row.kimg, len(row.found), row.seeds
 
@@ -143,7 +143,7 @@ def _rulers(differences: Sequence[Difference], columns: Sequence[str]) -> dict[s
     return rulers
 
 
-def _drawn_row(name: str, row: Row, rulers: Mapping[str, Axis | None]) -> Markup:
+def _drawn_row(name: str, row: Comparison, rulers: Mapping[str, Axis | None]) -> Markup:
     """A row with every interval drawn about 0."""
     *texts, seeds = row.cells(list(rulers))
     shown = []

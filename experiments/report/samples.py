@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FEW = 4  # blocks that have room beside each other at their full size
 PAGE_BYTES = 4_800_000  # of a page with its pictures, which take what the rest leaves of it
-LEVELS = ((1.0, 82), (1.0, 70), (1.0, 55), (1.0, 40), (0.75, 45), (0.6, 40), (0.5, 30), (0.35, 25))  # scale, WebP quality
+LEVELS = ((1.0, 82), (1.0, 70), (1.0, 55), (1.0, 40), (0.75, 45), (0.6, 40), (0.6, 28), (0.5, 30), (0.35, 25))  # scale, WebP quality
 TRIED = 24
 URI_HEAD = "data:image/webp;base64,"
 
