@@ -30,8 +30,8 @@ def test_tables_of_two_budgets_have_ids_of_their_own_and_no_folders_of_the_machi
 
 def test_differences_from_the_baseline_are_told_everywhere(tmp_path):
     table = make_table(write_runs(tmp_path / "runs", seeds=1))
-    pair = "Pairing-GAN", "StyleGAN2"
-    differences = Difference(*pair, "recall", -0.0123, (-0.03, 0.005), 3), Difference(*pair, "FID", 1.5, None, 2)
+    pair, place = ("Pairing-GAN", "StyleGAN2"), ("all images", 60)
+    differences = Difference(*pair, "recall", -0.0123, (-0.03, 0.005), 3, *place), Difference(*pair, "FID", 1.5, None, 2, *place)
     path = make_page([dataclasses.replace(table, differences=differences)], [], tmp_path)
     wanted = ["Pairing-GAN − StyleGAN2", "–", "−0.012 [−0.030, 0.005]", "–", "+1.500", "2, 3"]
     assert cells_of(path, "numbers differences")[1] == wanted
@@ -54,7 +54,7 @@ def test_differences_from_the_baseline_are_told_everywhere(tmp_path):
     ],
 )
 def test_a_difference_whose_interval_leaves_out_0_is_marked_as_better_or_worse(tmp_path, column, mean, interval, mark):
-    one = Difference("Pairing-GAN", "StyleGAN2", column, mean, interval, 3)
+    one = Difference("Pairing-GAN", "StyleGAN2", column, mean, interval, 3, "all images", 60)
     html = make_page([dataclasses.replace(make_table(write_runs(tmp_path / "runs", seeds=1)), differences=(one,))], [], tmp_path).read_text("utf-8")
     block = html[html.index('class="numbers differences"') :].partition("</table>")[0]
     assert re.findall(r'<td class="(\w+)"', block) == ([mark] if mark else [])

@@ -110,7 +110,6 @@ def _prdc(metric: str) -> dict[str, tuple[str, str]]:
 
 
 _LATENTS = {"collision": ("collision", ""), "pairing accuracy": ("pairing_acc", ""), "worst class": ("coverage_classwise", "_worst")}
-
 _NEAREST = {name: ("nearest10k", f"_{name}") for name in ("gap", "spacing")}
 
 

@@ -95,8 +95,8 @@ class Difference:
     mean: float
     interval: tuple[float, float] | None
     seeds: int
-    images: str = ""
-    kimg: int = 0
+    images: str
+    kimg: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ def load_tables(out: pathlib.Path) -> list[TableResult]:
     tables = []
     for name, plan in read_plans(out).items():
         loaders: dict[int, _Loader] = {}
-        for experiment in sorted(choose(plan["experiments"]), key=list(EXPERIMENTS.values()).index):  # whatever was planned first
+        for experiment in choose(sorted(plan["experiments"], key=list(EXPERIMENTS).index)):  # whatever was planned first
             seeds = plan["seeds_of"].get(experiment.name, plan["seeds"])
             loader = loaders.setdefault(seeds, _Loader(out, find_budget(name), seeds, pathlib.Path(plan["data"]).name))
             tables.append(loader.table(experiment))

@@ -45,7 +45,7 @@ class Comparison:
     @property
     def place(self) -> str:
         """What they were trained on, and for how long."""
-        return f"{self.images}, {self.kimg:,} kimg" if self.images else f"{self.kimg:,} kimg"
+        return f"{self.images}, {self.kimg:,} kimg"
 
     @property
     def seeds(self) -> tuple[int, ...]:
