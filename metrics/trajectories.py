@@ -49,7 +49,8 @@ def plot(runs: Sequence[Run], out: pathlib.Path | str, title: str = "") -> list[
         title: heading; default is none, or the run's name where there is one line only.
 
     Returns:
-        The files written: the planes where a precision was measured along with a recall or a coverage, the curves, the numbers.
+        The files written: the planes where a precision was measured along with a recall or a coverage, the curves of what some run measured more
+        than once (of everything, where there is nothing such), all numbers.
 
     Raises:
         UserError: different protocols, or the files cannot be written.
@@ -64,7 +65,7 @@ def plot(runs: Sequence[Run], out: pathlib.Path | str, title: str = "") -> list[
     if planes:
         caption = describe_protocols(points[figure] for plane in planes for figure in (plane.x, plane.y))
         written += _save(trajectory_figures.draw_planes(groups, planes, points, title, caption), _beside(stem, "-planes"))
-    shown = {figure: point for figure, point in points.items() if not ONE_CLASS.search(figure)}
+    shown = _with_course(runs, {figure: point for figure, point in points.items() if not ONE_CLASS.search(figure)})
     written += _save(trajectory_figures.draw_curves(groups, shown, title, describe_protocols(shown.values())), _beside(stem, "-curves"))
     numbers = _beside(stem, ".json")
     atomic_write_text(numbers, json.dumps(as_json(groups, planes, points), indent=1) + "\n")
@@ -90,6 +91,11 @@ def _save(figure: Figure, stem: pathlib.Path) -> list[pathlib.Path]:
 def _any_points(runs: Sequence[Run]) -> dict[str, Point]:
     """One point of every figure, sorted by name; they share metric and protocol."""
     return {figure: next(iter(points.values())) for figure, points in sorted({f: p for run in runs for f, p in run.points.items()}.items())}
+
+
+def _with_course(runs: Sequence[Run], points: dict[str, Point]) -> dict[str, Point]:
+    """Those figures that some run measured more than once, or all where there is none: a panel of single dots beside curves says nothing."""
+    return {figure: point for figure, point in points.items() if any(len(run.points.get(figure, ())) > 1 for run in runs)} or points
 
 
 def find_planes(runs: Sequence[Run]) -> list[Plane]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dnnlib import UserError
-from metrics import report, runs, trajectories
+from metrics import report, runs, trajectories, trajectory_figures
 from metrics.trajectory_figures import convex_hull
 
 PROTOCOL = {"detector": "vgg16", "detector_digest": "ab" * 32, "n_real": 50000, "n_fake": 50000, "k": 3, "seed": 0, "dataset": "cd" * 32}
@@ -292,6 +292,17 @@ def test_single_classes_are_in_the_numbers_and_not_in_tables(tmp_path):
     written = trajectories.plot(found, tmp_path / "x")
     assert [path.name for path in written] == ["x-curves.png", "x-curves.svg", "x.json"]
     assert set(json.loads(written[-1].read_text())["groups"][0]["figures"]) == set(figures)
+
+
+def test_a_figure_without_a_course_has_no_panel_beside_curves_and_is_in_the_numbers(tmp_path, monkeypatch):
+    drawn, draw = [], trajectory_figures.draw_curves
+    monkeypatch.setattr(trajectory_figures, "draw_curves", lambda groups, points, *texts: drawn.append(list(points)) or draw(groups, points, *texts))
+    once = write_run(tmp_path / "once", {"prdc50k3_recall": {100: 0.2}})
+    both = write_run(tmp_path / "both", {"prdc50k3_coverage": {0: 0.1, 100: 0.5}, "prdc50k3_recall": {100: 0.3}})
+    numbers = json.loads(trajectories.plot(runs.load_runs([once, both]), tmp_path / "curves")[-1].read_text())
+    trajectories.plot(runs.load_runs([once]), tmp_path / "dots")
+    assert drawn == [["prdc50k3_coverage"], ["prdc50k3_recall"]]
+    assert [[group["runs"][0]["figures"]["prdc50k3_recall"]["value"]] for group in numbers["groups"]] == [[[0.2]], [[0.3]]]
 
 
 def test_the_table_holds_means_over_the_seeds(tmp_path):
