@@ -9,7 +9,6 @@ from PIL import Image
 
 from dnnlib import UserError
 from metrics import report, runs, trajectories, trajectory_figures
-from metrics.trajectory_figures import convex_hull
 
 PROTOCOL = {"detector": "vgg16", "detector_digest": "ab" * 32, "n_real": 50000, "n_fake": 50000, "k": 3, "seed": 0, "dataset": "cd" * 32}
 OPTIONS = {"random_seed": 0, "run_dir": "runs/a", "metrics": [], "G_opt_kwargs": {"lr": 0.002}, "D_opt_kwargs": {"lr": 0.002}, "batch_size": 32}
@@ -320,10 +319,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_hulls_hold_all_points_and_nothing_else():
     points = np.random.RandomState(0).randint(0, 6, size=[60, 2]).astype(float)
-    hull = convex_hull(points)
+    hull = trajectory_figures.convex_hull(points)
     sides = np.roll(hull, -1, axis=0) - hull
     reach = points[None] - hull[:, None]
     assert (sides[:, :1] * reach[..., 1] - sides[:, 1:] * reach[..., 0] >= 0).all()  # every point lies to the left of every side
     assert {tuple(corner) for corner in hull} <= {tuple(point) for point in points}
-    assert convex_hull(np.ones([5, 2])).tolist() == [[1, 1]]
-    assert len(convex_hull(np.array([[0.0, 0], [1, 1], [2, 2]]))) == 2
+    assert trajectory_figures.convex_hull(np.ones([5, 2])).tolist() == [[1, 1]]
+    assert len(trajectory_figures.convex_hull(np.array([[0.0, 0], [1, 1], [2, 2]]))) == 2
