@@ -48,9 +48,11 @@ class PairingNetwork(nn.Module):
         width: multiplies the feature maps and features of both towers, not the embedding.
         view: edge of the images as the image tower sees them, averaged down from img_resolution; None: as they are. Nothing finer can tell
             latents apart then.
+        feature_channels: the image side takes a discriminator's feature maps of so many channels in place of images, and has no tower of its own;
+            None: it takes images.
 
     Raises:
-        ValueError: a resolution or view that is no power of two of at least 8, or a view larger than the images.
+        ValueError: a resolution or view that is no power of two of at least 8, a view larger than the images, or one of features.
     """
 
     def __init__(
@@ -65,34 +67,42 @@ class PairingNetwork(nn.Module):
         latent_layers: int = 3,
         width: int = 1,
         view: int | None = None,
+        feature_channels: int | None = None,
     ):
         super().__init__()
         if not is_view(img_resolution, img_resolution):
             raise ValueError(f"img_resolution is a power of two of at least {MIN_RESOLUTION}, found {img_resolution}")
         if view is not None and not is_view(view, img_resolution):
             raise ValueError(f"view is a power of two from {MIN_RESOLUTION} to img_resolution = {img_resolution}, found {view}")
+        if view is not None and feature_channels is not None:
+            raise ValueError(f"view = {view} is one of images, and feature_channels = {feature_channels} takes none; give one")
         self.init_kwargs = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.z_dim, self.img_resolution, self.img_channels, self.embed_dim = z_dim, img_resolution, img_channels, embed_dim
-        self.view = view or img_resolution
+        self.view, self.feature_channels = view or img_resolution, feature_channels
 
         def channels(resolution: int) -> int:
             return width * min(max(channel_base // resolution, MIN_CHANNELS), channel_max)
 
-        resolution = self.view // 2
-        blocks: list[nn.Module] = [Conv2dLayer(img_channels, channels(resolution), kernel_size=3, activation="lrelu", down=2)]
-        while resolution > 4:
-            blocks.append(PairingBlock(channels(resolution), channels(resolution // 2)))
-            resolution //= 2
+        blocks: list[nn.Module] = []
+        if feature_channels is None:
+            resolution = self.view // 2
+            blocks.append(Conv2dLayer(img_channels, channels(resolution), kernel_size=3, activation="lrelu", down=2))
+            while resolution > 4:
+                blocks.append(PairingBlock(channels(resolution), channels(resolution // 2)))
+                resolution //= 2
         self.image_tower = nn.Sequential(*blocks)
         self.image_head = nn.Sequential(
-            FullyConnectedLayer(channels(4) * 16, channels(4), activation="lrelu"), FullyConnectedLayer(channels(4), embed_dim)
+            FullyConnectedLayer((feature_channels or channels(4)) * 16, channels(4), activation="lrelu"), FullyConnectedLayer(channels(4), embed_dim)
         )
         features = [z_dim] + [width * latent_features] * (latent_layers - 1)
         layers = [FullyConnectedLayer(a, b, activation="lrelu") for a, b in zip(features, features[1:])]
         self.latent_tower = nn.Sequential(*layers, FullyConnectedLayer(features[-1], embed_dim))
 
     def embed_image(self, img: torch.Tensor) -> torch.Tensor:
-        """Unit rows [N, embed_dim] of images [N, img_channels, R, R], about -1 to 1."""
+        """Unit rows [N, embed_dim] of images [N, img_channels, R, R], about -1 to 1, or of feature maps [N, feature_channels, 4, 4]."""
+        if self.feature_channels is not None:
+            # Their size grows as the discriminator learns; the head is to see their direction.
+            return F.normalize(self.image_head(normalize_2nd_moment(img.to(torch.float32).flatten(1))), dim=1)
         x = img.to(dtype=torch.float32, memory_format=block_memory_format(img.device, torch.float32, False))
         if self.view < self.img_resolution:
             x = F.avg_pool2d(x, self.img_resolution // self.view)

@@ -253,6 +253,8 @@ def test_impossible_batches_are_refused(typed, message):
         (dict(pairing_weight=0.05, pairing_view=4), "--pairing-view=4 is not a power of two from 8 to the"),
         (dict(pairing_weight=0.05, pairing_view=12), "--pairing-view=12 is not a power of two"),
         (dict(pairing_weight=0.05, pairing_view=512), "--pairing-view=512 is not a power of two from 8 to the"),
+        (dict(pairing_features=True), "--pairing-features without --pairing-weight"),
+        (dict(pairing_weight=0.05, pairing_features=True, pairing_view=8), "--pairing-features=1 shows the pairing network D's features"),
         (dict(pairing_mode="binary"), "--pairing-mode without --pairing-weight"),
         (dict(pairing_weight=0.05, pairing_mode="binary", pairing_extra=9), "--pairing-extra=9 needs --pairing-mode=infonce"),
         (dict(pairing_weight=0.05, pairing_near=0.5), "--pairing-near=0.5 places the negatives of --pairing-extra, which is 0"),

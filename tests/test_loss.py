@@ -141,6 +141,23 @@ def test_gradient_norms_of_the_terms_are_those_of_each_image(term, chosen, monke
         torch.testing.assert_close(seen[f"Loss/{name}/grad_norm"], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_features_of_D_are_paired_through_D_which_learns_nothing_from_it(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(training_stats, "report", lambda name, value: seen.setdefault(name, torch.as_tensor(value)))
+    G, D, _, loss = small(pairing_weight=0.3, pairing_features=True)
+    loss.P = P = PairingNetwork(8, 16, 3, embed_dim=8, feature_channels=D.feature_channels)
+    real, real_c, z, c = batch()
+    with trainable(G, P):
+        loss.accumulate_gradients("Gmain", real, real_c, z, c)
+    assert flat(P).abs().max() > 0 and not gradients(D)
+    img = G.synthesis(G.mapping(z, c)).detach().requires_grad_()
+    expected, _ = infonce(P.embed_image(D.features(img)), P.embed_latent(z), 0.1)
+    torch.testing.assert_close(seen["Loss/pairing/loss"], expected)
+    norms = torch.autograd.grad(0.3 * expected, img)[0].flatten(1).norm(dim=1) * len(img)
+    assert norms.min() > 0
+    torch.testing.assert_close(seen["Loss/pairing/grad_norm"], norms, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("space", ["z", "w"])
 def test_further_negatives_are_told_from_the_batchs(space, monkeypatch):
     seen = {}

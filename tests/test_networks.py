@@ -135,6 +135,18 @@ def test_minibatch_std_groups():
         layer(torch.randn(4, 2, 4, 4))
 
 
+@pytest.mark.parametrize("architecture", ["resnet", "skip", "orig"])
+def test_features_of_an_image_depend_on_no_other_and_logits_do(architecture):
+    torch.manual_seed(0)
+    D = Discriminator(0, 16, 3, architecture=architecture, channel_base=256, channel_max=8).eval()
+    img = torch.randn(4, 3, 16, 16)
+    other = torch.cat([img[:1], 9 * torch.randn(3, 3, 16, 16)])
+    features = D.features(img)
+    assert features.shape == (4, D.feature_channels, 4, 4)
+    torch.testing.assert_close(D.features(other)[0], features[0])
+    assert (D(other, None)[0] - D(img, None)[0]).abs() > 1e-4  # by way of the minibatch-std layer
+
+
 @pytest.mark.parametrize("count", [0, 1, 4, 5])
 def test_freeze_d_makes_buffers_from_the_image_side(count):
     D = Discriminator(0, 16, 3, channel_base=256, channel_max=8, block_kwargs={"freeze_layers": count})

@@ -140,6 +140,18 @@ def test_a_coarse_view_hides_what_is_finer():
             PairingNetwork(12, 32, 3, view=view)
 
 
+def test_features_in_place_of_images_are_seen_by_direction_alone():
+    P = PairingNetwork(12, 32, 3, embed_dim=16, feature_channels=10)
+    assert not list(P.image_tower.parameters())
+    features = torch.randn(3, 10, 4, 4)
+    e_x = P.embed_image(features)
+    torch.testing.assert_close(e_x.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(P.embed_image(100 * features), e_x)
+    torch.testing.assert_close(P.embed_image(features.to(torch.bfloat16)), P.embed_image(features.to(torch.bfloat16).float()))
+    with pytest.raises(ValueError, match="view = 8 is one of images, and feature_channels = 10 takes none"):
+        PairingNetwork(12, 32, 3, view=8, feature_channels=10)
+
+
 def test_network_learns_to_identify_latents_of_an_invertible_map_and_not_of_a_collapsed_one():
     torch.manual_seed(0)
     mixing = torch.randn(8, 3 * 16 * 16) / 3

@@ -51,6 +51,7 @@ CHANGES = {
     "further negatives": (dict(pairing_weight=0.5, pairing_extra=30, pairing_near=0.5, pairing_space="w"), {"Loss/pairing/grad_norm"}, {"G"}),
     "pairing by wider towers": (dict(pairing_weight=0.5, pairing_width=2), {"Loss/pairing/loss"}, {"G"}),
     "pairing of a coarse view": (dict(pairing_weight=0.5, pairing_view=8), {"Loss/pairing/loss"}, {"G"}),
+    "pairing by D's features": (dict(pairing_weight=0.5, pairing_features=True), {"Loss/pairing/loss", "Loss/pairing/grad_norm"}, {"G"}),
     "pairing after a warm-up": (dict(pairing_weight=0.5, pairing_warmup=1), {"Loss/pairing/loss"}, {"G"}),
     "pairing of w": (dict(pairing_weight=0.5, pairing_space="w"), {"Loss/pairing/loss"}, {"G"}),
     "bf16": (dict(precision="bf16"), set(), {"G", "D"}),

@@ -92,11 +92,13 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
     if o.pairing_weight > 0 and o.pairing_view is not None and not is_view(o.pairing_view, data.resolution):
         allowed = f"a power of two from {MIN_RESOLUTION} to the {data.resolution} pixels of the data set"
         raise UserError(f"--pairing-view={o.pairing_view} is not {allowed}")
-    names = ("tau", "mode", "space", "dim", "width", "view", "lr", "gather", "shuffle", "extra", "near", "warmup", "target")
+    names = ("tau", "mode", "space", "dim", "width", "view", "features", "lr", "gather", "shuffle", "extra", "near", "warmup", "target")
     pairing_only = {f"pairing_{name}" for name in names}
     if "pairing_weight" not in typed and typed & pairing_only:  # a typed weight of 0 is the baseline of a sweep
         given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & pairing_only))
         raise UserError(f"{given} without --pairing-weight: the weight is 0, so there is no pairing network")
+    if o.pairing_features and o.pairing_view is not None:
+        raise UserError(f"--pairing-features=1 shows the pairing network D's features, and --pairing-view={o.pairing_view} images; give one")
     if o.pairing_extra and o.pairing_mode != "infonce":
         raise UserError(f"--pairing-extra={o.pairing_extra} needs --pairing-mode=infonce; --pairing-mode={o.pairing_mode} has no further negatives")
     if o.pairing_near is not None and not o.pairing_extra:
@@ -200,6 +202,8 @@ def _loss(args: EasyDict, o: Options, preset: Preset) -> None:
         )
         if o.pairing_shuffle:
             args.loss_kwargs.pairing_shuffle = True
+        if o.pairing_features:
+            args.loss_kwargs.pairing_features = True
         if o.pairing_extra:
             args.loss_kwargs.update(pairing_extra=o.pairing_extra, pairing_near=1.0 if o.pairing_near is None else o.pairing_near)
         args.P_kwargs = EasyDict(class_name="pairing.network.PairingNetwork", embed_dim=o.pairing_dim)

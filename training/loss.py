@@ -40,6 +40,7 @@ class StyleGAN2Loss:
         pairing_space: latents that P sees, 'z' or 'w'. w is data to the pairing term: no gradient flows back through it.
         pairing_gather: use the latents of all ranks as negatives.
         pairing_shuffle: a control: each image is paired with the latent of another, so that there is nothing to be learned.
+        pairing_features: P sees D's features of the images instead of the images. D itself learns nothing from the pairing term.
         pairing_extra: further latents drawn as negatives of every round, for 'infonce'.
         pairing_near: how far from the batch's own latents they are drawn, 0 to 1; 1: independently.
         ms_weight: weight of the mode-seeking baseline.
@@ -68,6 +69,7 @@ class StyleGAN2Loss:
         pairing_space: str = "z",
         pairing_gather: bool = True,
         pairing_shuffle: bool = False,
+        pairing_features: bool = False,
         pairing_extra: int = 0,
         pairing_near: float = 1.0,
         ms_weight: float = 0,
@@ -85,7 +87,7 @@ class StyleGAN2Loss:
         self.pl_mean = torch.zeros([], device=device)
         self.P, self.pairing_tau, self.pairing_mode, self.pairing_space = P, pairing_tau, pairing_mode, pairing_space
         self.pairing_gather, self.pairing_shuffle, self.ms_weight = pairing_gather, pairing_shuffle, ms_weight
-        self.pairing_extra, self.pairing_near = pairing_extra, pairing_near
+        self.pairing_features, self.pairing_extra, self.pairing_near = pairing_features, pairing_extra, pairing_near
         # A tensor, so that the adaptive controller can move it without rebuilding anything.
         self.pairing_weight = torch.tensor(float(pairing_weight), device=device)
 
@@ -128,7 +130,8 @@ class StyleGAN2Loss:
         e_z = self.P.embed_latent(latent)
         # The other ranks' latents travel while the image tower runs.
         gather = LatentGather(e_z) if self.pairing_gather and self.pairing_mode == "infonce" else None
-        e_x = self.P.embed_image(_watched("pairing", img, gain))
+        seen = _watched("pairing", img, gain)
+        e_x = self.P.embed_image(self.D.features(seen) if self.pairing_features else seen)
         if self.pairing_mode == "binary":
             loss, accuracy = binary_pairing(e_x, e_z, self.pairing_tau)
         else:

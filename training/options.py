@@ -101,6 +101,7 @@ class Options:
     pairing_dim: int = _pairing(128, COUNT, "length of the pairing embeddings")
     pairing_width: int = _pairing(1, COUNT, "width of both towers of the pairing network, in multiples of its default")
     pairing_view: int | None = _pairing(None, COUNT, "edge of the images as the pairing network sees them, averaged down to it", shown="the data's")
+    pairing_features: bool = _pairing(False, bool, "the pairing network sees the discriminator's features of an image instead of its pixels")
     pairing_lr: float | None = _pairing(None, POSITIVE, "learning rate of the pairing network", shown="that of G")
     pairing_gather: bool = _pairing(True, bool, "use the latents of all GPUs as negatives")
     pairing_shuffle: bool = _pairing(False, bool, "control: the pairing network sees the latents in another order")

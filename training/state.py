@@ -43,7 +43,8 @@ def build_networks(args: EasyDict, dataset: ImageFolderDataset) -> dict[str, nn.
     }
     if "P_kwargs" in args:
         latent = args.G_kwargs.w_dim if args.loss_kwargs.pairing_space == "w" else args.G_kwargs.z_dim
-        networks["P"] = PairingNetwork(latent, dataset.resolution, dataset.num_channels, **without_class(args.P_kwargs))
+        features = dict(feature_channels=networks["D"].feature_channels) if args.loss_kwargs.get("pairing_features") else {}
+        networks["P"] = PairingNetwork(latent, dataset.resolution, dataset.num_channels, **without_class(args.P_kwargs), **features)
     return networks
 
 

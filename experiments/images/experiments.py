@@ -162,6 +162,12 @@ _ALL = (
         "Pairing-GAN(coarse)",
         columns=(*COLUMNS, "collision", "pairing accuracy"),
     ),
+    *_variant(
+        "feature-pairing",
+        "The pairing network sees the discriminator's features instead of pixels",
+        "Pairing-GAN(features)",
+        columns=(*COLUMNS, "collision", "pairing accuracy"),
+    ),
     ImageExperiment(
         "r1-weight",
         "R1's weight without augmentation, by plain StyleGAN2's FID.",

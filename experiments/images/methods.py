@@ -16,7 +16,7 @@ from training import config
 R1_WEIGHT = "{gamma}"  # in an option: the R1 weight of the setting
 HALF = "{half}"  # in an option: half of the run's kimg
 LAMBDA = 0.05
-_PAIRING_TERMS = tuple(f"pairing_{name}" for name in ("weight", "tau", "mode", "space", "gather", "shuffle", "extra", "near"))
+_PAIRING_TERMS = tuple(f"pairing_{name}" for name in ("weight", "tau", "mode", "space", "gather", "shuffle", "features", "extra", "near"))
 _TERMS = (*_PAIRING_TERMS, "ms_weight", "objective")
 
 
@@ -67,6 +67,7 @@ _WITHOUT_AUGMENTATION = (
     Method("Pairing-GAN(512)", _pairing(dim=512), "embeddings of length 512"),
     Method("Pairing-GAN(wide)", _pairing(width=4), "towers four times as wide"),
     Method("Pairing-GAN(coarse)", _pairing(view=8), "the pairing network sees 8x8 pixels, so that no fine detail tells latents apart"),
+    Method("Pairing-GAN(features)", _pairing(features=1), "the pairing network sees the discriminator's features instead of pixels"),
     Method("Pairing-GAN(+1024)", _pairing(extra=1024), "1,024 negatives more, drawn for every batch"),
     Method("Pairing-GAN(near .5)", _pairing(extra=64, near=0.5), "harder task: 64 negatives more, each half way from a latent of the batch"),
     Method("Pairing-GAN(near .2)", _pairing(extra=64, near=0.2), "harder task: the same, nearer"),

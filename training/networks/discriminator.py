@@ -184,6 +184,7 @@ class Discriminator(nn.Module):
             raise ValueError(f"architecture is one of {', '.join(ARCHITECTURES)}, found {architecture!r}")
         self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
         self.block_resolutions = [2**i for i in range(log2, 2, -1)]
+        self.feature_channels = channels_at(4, channel_base, channel_max)
         channels = {res: channels_at(res, channel_base, channel_max) for res in self.block_resolutions + [4]}
         cmap_dim = (channels[4] if cmap_dim is None else cmap_dim) if c_dim > 0 else 0
         low_from, low_dtype = low_precision_from(img_resolution, num_fp16_res), LOW_PRECISION[low_precision]
@@ -211,12 +212,21 @@ class Discriminator(nn.Module):
             channels[4], cmap_dim, 4, img_channels, from_rgb, conv_clamp=conv_clamp, **self.init_kwargs["epilogue_kwargs"]
         )
 
-    def forward(self, img: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
-        """Logits [N, 1], float32. Raises ValueError for images of another size than the network takes."""
+    def features(self, img: torch.Tensor) -> torch.Tensor:
+        """Feature maps [N, feature_channels, 4, 4] of images of 8x8 pixels or more, before the epilogue brings in the batch and the label."""
+        return self._run_blocks(img)[0]
+
+    def _run_blocks(self, img: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The features and, where the architecture hands it on, the image at 4x4."""
         if img.ndim != 4 or img.shape[1:] != (self.img_channels, self.img_resolution, self.img_resolution):
             raise ValueError(f"images are [N, {self.img_channels}, {self.img_resolution}, {self.img_resolution}], found {list(img.shape)}")
         x = None
         for res in self.block_resolutions:
             x, img = getattr(self, f"b{res}")(x, img)
+        return x, img
+
+    def forward(self, img: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+        """Logits [N, 1], float32. Raises ValueError for images of another size than the network takes."""
+        x, img = self._run_blocks(img)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None
         return self.b4(x, img, cmap)
