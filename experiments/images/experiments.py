@@ -166,6 +166,7 @@ _ALL = (
         "feature-pairing",
         "The pairing network sees the discriminator's features instead of pixels",
         "Pairing-GAN(features)",
+        "Pairing-GAN(features .50)",
         columns=(*COLUMNS, "collision", "pairing accuracy"),
     ),
     ImageExperiment(

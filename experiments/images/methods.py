@@ -68,6 +68,7 @@ _WITHOUT_AUGMENTATION = (
     Method("Pairing-GAN(wide)", _pairing(width=4), "towers four times as wide"),
     Method("Pairing-GAN(coarse)", _pairing(view=8), "the pairing network sees 8x8 pixels, so that no fine detail tells latents apart"),
     Method("Pairing-GAN(features)", _pairing(features=1), "the pairing network sees the discriminator's features instead of pixels"),
+    Method("Pairing-GAN(features .50)", _pairing(0.5, features=1), "the same at lambda 0.50"),
     Method("Pairing-GAN(+1024)", _pairing(extra=1024), "1,024 negatives more, drawn for every batch"),
     Method("Pairing-GAN(near .5)", _pairing(extra=64, near=0.5), "harder task: 64 negatives more, each half way from a latent of the batch"),
     Method("Pairing-GAN(near .2)", _pairing(extra=64, near=0.2), "harder task: the same, nearer"),
