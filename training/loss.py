@@ -27,7 +27,7 @@ class StyleGAN2Loss:
 
     Args:
         device: where the networks live.
-        G_mapping, G_synthesis, D: the networks, or callables that run them.
+        G_mapping, G_synthesis, D: the networks, or callables that run them; with pairing_features D has its network's `features`.
         augment_pipe: applied to whatever D sees; None: nothing is.
         style_mixing_prob: probability that a batch is made from two latents.
         r1_gamma, r2_gamma: weights of the gradient penalty on real and on generated images; each penalty is gamma / 2 * |gradient|^2.

@@ -184,8 +184,8 @@ class Discriminator(nn.Module):
             raise ValueError(f"architecture is one of {', '.join(ARCHITECTURES)}, found {architecture!r}")
         self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
         self.block_resolutions = [2**i for i in range(log2, 2, -1)]
-        self.feature_channels = channels_at(4, channel_base, channel_max)
         channels = {res: channels_at(res, channel_base, channel_max) for res in self.block_resolutions + [4]}
+        self.feature_channels = channels[4]
         cmap_dim = (channels[4] if cmap_dim is None else cmap_dim) if c_dim > 0 else 0
         low_from, low_dtype = low_precision_from(img_resolution, num_fp16_res), LOW_PRECISION[low_precision]
         layer_idx = 0
