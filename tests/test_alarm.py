@@ -58,7 +58,7 @@ def test_collision_that_grows_is_an_alarm():
 
 
 def test_a_run_that_gets_worse_in_every_figure_is_an_alarm():
-    """As three of docs/results/cifar10.md on 500 images did."""
+    """As three of docs/results/cifar10-500.md on 500 images did."""
     worse = dict(fid10k=[20, 12, 10, 10, 15, 13, 10.5], coverage=[0.2, 0.25, 0.25, 0.24, 0.12, 0.13, 0.2])
     assert told(**worse) == [(500, "decline", True), (600, "decline", False)]
     (event, _) = find_events(*past(**worse), PLAIN)
