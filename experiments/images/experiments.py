@@ -165,9 +165,16 @@ _ALL = (
     *_variant(
         "feature-pairing",
         "The pairing network sees the discriminator's features instead of pixels",
+        "Pairing-GAN(.50)",
         "Pairing-GAN(features)",
         "Pairing-GAN(features .50)",
         columns=(*COLUMNS, "collision", "pairing accuracy"),
+    ),
+    ImageExperiment(
+        "feature-pairing-5000",
+        "The pairing network sees the discriminator's features instead of pixels, trained on 5,000 images.",
+        _rows("subset-5000", (*_PAIR, "Pairing-GAN(features .50)")),
+        (*COLUMNS, "gap", "spacing"),
     ),
     ImageExperiment(
         "r1-weight",
