@@ -139,7 +139,7 @@ def reopen_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.devic
     again = dataclasses.replace(options, device=found.device)
     if not typed & {"precision", "fp32"}:
         again.precision = found.get("precision", again.precision)  # what `auto` meant where the run was started
-    device = config.choose_device(found.device)
+    device = distributed.own_device(config.choose_device(found.device))
     wanted = as_easydict(json.loads(json.dumps(config.resolve(again, typed, inspect_data(again), device))))
     if "kimg" in typed:
         found.total_kimg = wanted.total_kimg  # no step depends on how many follow
@@ -173,7 +173,7 @@ def main(**given) -> int:
     elif continued:
         args, device = reopen_run(options, typed)
     else:
-        device = config.choose_device(options.device)
+        device = distributed.own_device(config.choose_device(options.device))
         args = configure(options, typed, device)
         check_resume(args.get("resume_pkl"))
     metrics = parse_metrics(args.metrics, args.detector)

@@ -25,10 +25,12 @@ from dnnlib import EasyDict, UserError
 from dnnlib.cli import run_command
 from training import config
 from training.ema import ema_beta, update_ema
+from training.graphs import WARM_UP
 from training.options import PRECISIONS, Options
-from training.phases import Phase, run_phase
+from training.phases import Phase
 from training.presets import PRESETS
 from training.state import TrainingState
+from training.training_loop import set_backends
 
 # The public algorithm's count at 32x32: 40.2 for the G phase, 56.2 for the D phase, and a 16th of R1. cifar-small has an eighth of the width.
 USEFUL_GFLOP = {"cifar": 99.0, "cifar-small": 99.0 / 64}
@@ -57,11 +59,12 @@ class RandomImages:
 
 
 def build_state(options: Options, resolution: int, cond: bool, device: torch.device) -> TrainingState:
-    """A training state of random weights for random images."""
+    """A training state of random weights for random images, in a process that computes as a training does."""
     label_dim = CLASSES if cond else 0
     info = config.DataInfo("random", IMAGES, resolution, 3, label_dim, cond)
     typed = {"pairing_weight"} if options.pairing_weight else set()
     args = config.resolve(options, typed, info, device)
+    set_backends(args)
     return TrainingState(args, RandomImages(resolution, 3, label_dim), device)
 
 
@@ -78,7 +81,7 @@ class Runner:
         """Seconds of one run of a phase."""
         state = self.state
         z, c = state.draw(len(self.real))
-        return self._timed(lambda: run_phase(phase, state.loss, (self.real, self.labels, z, c), state.args.batch_gpu))
+        return self._timed(lambda: state.run_phase(phase, (self.real, self.labels, z, c)))
 
     def average(self) -> float:
         """Seconds of one update of the moving average."""
@@ -94,14 +97,14 @@ class Runner:
 
 
 def phase_times(state: TrainingState, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each phase, and of the moving average, in turn; the first run of each is not counted."""
-    runner = Runner(state)
+    """Seconds of each phase, and of the moving average, in turn; the first run of each is not counted, nor are those before a graph is there."""
+    runner, uncounted = Runner(state), 1 if state.graphs is None else WARM_UP + 1
     times: dict[str, list[float]] = {phase.name: [] for phase in state.phases} | {"ema": []}
-    for _ in range(repeats + 1):
+    for _ in range(uncounted + repeats):
         for phase in state.phases:
             times[phase.name].append(runner.phase(phase))
         times["ema"].append(runner.average())
-    return {name: values[1:] for name, values in times.items()}
+    return {name: values[uncounted:] for name, values in times.items()}
 
 
 def step_seconds(state: TrainingState, times: dict[str, list[float]]) -> float:
@@ -128,6 +131,7 @@ def measure(options: Options, resolution: int, cond: bool, device: torch.device,
         torch=torch.__version__,
         precision=state.args.precision,
         ops=state.args.ops,
+        graphs=state.args.graphs,
         aug=options.aug,
         p=options.p,
         batch=batch,

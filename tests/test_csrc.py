@@ -146,6 +146,15 @@ def test_kernels_with_32_bits_are_launched_only_where_these_are_enough(threads, 
     assert outcomes == {False, True}
 
 
+def test_eight_images_of_1024_pixels_under_augmentation_are_within_32_bits(threads):
+    """The augmentation's finest lattice is the largest image that these kernels meet: a tensor's numbers are not counted twice."""
+    f = torch.ones(12)
+    for images, right in ((8, True), (10, False)):
+        x, y = (torch.empty([images, 3, size, size], device="meta") for size in (3076, 6140))
+        args = csrc_calls.upfirdn2d_args(x, f, y, (2, 2), (1, 1), (0,) * 4, True, 1.0)
+        assert bool(threads.fits_32_bits_threads(ctypes.byref(args), (ctypes.c_int64 * 3)())) is right
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("taps", "up", "down"), [(taps, *factors) for taps in (3, 4, 12) for factors in FACTORS])
 def test_the_number_of_threads_changes_no_bit(cpu, taps, up, down, channels_last):

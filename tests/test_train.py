@@ -284,15 +284,31 @@ def test_a_run_keeps_to_the_ops_it_was_recorded_with(short, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "set_policy", asked.append)
         for recorded in ("native", "reference", "auto"):
-            training_loop._set_backends(EasyDict(ops=recorded, device="cpu"))
+            training_loop.set_backends(EasyDict(ops=recorded, device="cpu"))
     assert asked == ["native", "reference", "reference"]
     monkeypatch.setattr(backend, "_policy", "auto")
-    monkeypatch.setattr(backend, "_load", lambda kind: BuildError("no compiler"))
+    monkeypatch.setattr(backend, "_load", lambda kind, try_out: BuildError("no compiler"))
     with pytest.raises(UserError, match="--ops=native: no compiler"):
-        training_loop._set_backends(EasyDict(ops="native", device="cpu"))
+        training_loop.set_backends(EasyDict(ops="native", device="cpu"))
 
 
 # Many processes.
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_nothing_runs_on_the_gpu_of_another_rank(place, monkeypatch, launched):
+    """A rank takes its own before the native ops are tried out there; a process that only starts ranks tries nothing."""
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", seen.append)
+    monkeypatch.setattr(backend, "_load", lambda kind, try_out: seen.append(try_out))
+    for name in ("LOCAL_RANK", "RANK") if launched else ():
+        monkeypatch.setenv(name, "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    command = [f"--data={place / 'pics.zip'}", f"--outdir={place / 'runs'}", "--device=cuda", "--gpus=2", "--metrics=none", "--dry-run"]
+    assert CliRunner().invoke(train.main, command, catch_exceptions=False).exit_code == 0
+    assert seen == ([torch.device("cuda", 1), True] if launched else [False])
 
 
 def test_two_ranks_through_the_launcher(place, tmp_path):

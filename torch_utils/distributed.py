@@ -88,9 +88,15 @@ def launch_local(script: str, arguments: Sequence[str], num_ranks: int) -> NoRet
     os._exit(code)
 
 
-def _own_device(device: torch.device) -> torch.device:
-    """The GPU of this rank, if it is to have one: that of its number on this machine, or the only one that its launcher lets it see."""
-    if device.type != "cuda":
+def own_device(device: torch.device) -> torch.device:
+    """The GPU of this rank, if it is to have one: that of its number on this machine, or the only one that its launcher lets it see.
+
+    It becomes the process's current device. To be called before anything runs on a GPU: whatever runs on that of another rank keeps memory there.
+
+    Raises:
+        UserError: this machine has fewer GPUs than local ranks.
+    """
+    if device.type != "cuda" or not launched():
         return device
     local_rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if count == 1 and os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ["WORLD_SIZE"]:
@@ -114,7 +120,7 @@ def join(device: torch.device, rank_timeout: float = 0) -> torch.device:
     global _roll_call
     if not launched():
         return device
-    device = _own_device(device)
+    device = own_device(device)
     address = os.environ["MASTER_ADDR"]
     try:
         store, own_rank, size = next(rendezvous("env://", timeout=datetime.timedelta(seconds=JOIN_SECONDS)))

@@ -20,6 +20,7 @@ from metrics.runs import BOOKKEEPING, SEED
 from metrics.screening import has_fast_bfloat16
 from pairing.network import MIN_RESOLUTION, is_view
 from torch_utils.allocator import keep_freed_memory
+from torch_utils.distributed import launched
 from torch_utils.ops import backend
 from training import graphs
 from training.augment import AUGPIPE_PRESETS
@@ -273,7 +274,9 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
         args.cudnn_benchmark = False
     if o.allow_tf32 or precision == "tf32":
         args.allow_tf32 = True
-    args.update(device=device.type, ops=backend.used(device.type), graphs=graphs.choose(o.graphs, device, o.gpus, o.compile), compile=o.compile)
+    trains = o.gpus == 1 or launched()  # or else this process starts the ranks, and would keep memory of their first GPU
+    args.update(device=device.type, ops=backend.used(device.type, try_out=trains))
+    args.update(graphs=graphs.choose(o.graphs, device, o.gpus, o.compile), compile=o.compile)
     args.update(precision=precision, kimg_per_tick=o.tick, keep_snapshots=o.keep)
     if o.best is not None:
         args.best_metric = o.best

@@ -6,6 +6,7 @@ may hold, and this module relies on:
 - No value travels to the host inside a phase, and nothing that changes from step to step is a Python number in it: ADA's p, the
   pairing weight, the mean path length, statistics and Adam's counters are device tensors that are written in place.
 - Every tensor that outlives a phase is made before the recording, during the warm-up runs. The graphs then share one memory pool.
+- No phase is recorded before all have warmed up, the lazy ones too: the memory of graphs is lost to plain runs, which need as much.
 - Random numbers come from the default generator of the device, which a graph advances at each launch as the plain phase would.
 
 So a graph gives the numbers of the plain phase. Warm-up runs are ordinary runs of the phase; no state is saved or put back.
@@ -14,7 +15,7 @@ So a graph gives the numbers of the plain phase. Warm-up runs are ordinary runs 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch_utils.allocator import is_out_of_memory
 
 POLICIES = ("auto", "on", "off")
 WARM_UP = 3
-"""Plain runs of each phase before it is recorded: they make Adam's moments and the statistics' sums and let cuDNN choose its algorithms."""
+"""Plain runs of each phase before any is recorded: they make Adam's moments and the statistics' sums and let cuDNN choose its algorithms."""
 
 Body = Callable[..., Any]
 
@@ -92,15 +93,16 @@ class CudaRecorder:
 
 
 class PhaseGraphs:
-    """Runs phases by name: `WARM_UP` times plainly, then recorded, and launched from the record ever after.
+    """Runs phases by name: plainly until each has run `WARM_UP` times, then recorded, and launched from the record ever after.
 
     Args:
         recorder: `CudaRecorder`, or what does its part in a test.
+        names: of all phases.
     """
 
-    def __init__(self, recorder: Any):
+    def __init__(self, recorder: Any, names: Iterable[str]):
         self._recorder = recorder
-        self._runs: dict[str, int] = {}
+        self._runs = dict.fromkeys(names, 0)
         self._inputs: dict[str, tuple[torch.Tensor, ...]] = {}
         self._launch: dict[str, Callable[[], None]] = {}
 
@@ -111,9 +113,8 @@ class PhaseGraphs:
             UserError: the phase cannot be recorded.
             torch.OutOfMemoryError: there is no memory left for it.
         """
-        done = self._runs.get(name, 0)
-        self._runs[name] = done + 1
-        if done < WARM_UP:
+        if min(self._runs.values()) < WARM_UP:
+            self._runs[name] += 1
             self._recorder.warm_up(body, inputs)
             return
         if name not in self._launch:
@@ -137,7 +138,7 @@ class PhaseGraphs:
 
     def reset(self) -> None:
         """Forgets all records, because tensors that they write to were replaced; every phase warms up again."""
-        self._runs.clear()
+        self._runs = dict.fromkeys(self._runs, 0)
         self._inputs.clear()
         self._launch.clear()
         self._recorder.renew()

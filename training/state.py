@@ -76,9 +76,9 @@ class TrainingState:
             self.loss.on_accuracy = self.pairing_control.record
         elif "pairing_warmup" in args:
             self.pairing_control = PairingWarmUp(self.loss.pairing_weight, args.pairing_warmup)
-        self.graphs = PhaseGraphs(CudaRecorder(device)) if args.get("graphs") == "on" else None
-        optimizers = args.G_opt_kwargs, args.D_opt_kwargs, args.get("P_opt_kwargs")
-        self.phases: list[Phase] = build_phases(self.G, self.D, self.P, *optimizers, self.loss, device, capturable=self.graphs is not None)
+        optimizers, as_graphs = (args.G_opt_kwargs, args.D_opt_kwargs, args.get("P_opt_kwargs")), args.get("graphs") == "on"
+        self.phases: list[Phase] = build_phases(self.G, self.D, self.P, *optimizers, self.loss, device, capturable=as_graphs)
+        self.graphs = PhaseGraphs(CudaRecorder(device), [phase.name for phase in self.phases]) if as_graphs else None
         self.labels = LabelTable(dataset, device)
         self.cur_nimg = self.batch_idx = self.cur_tick = 0
         # Gradient values that were not finite so far, and on how many steps up to the last one there were some.

@@ -37,7 +37,12 @@ from training.transfer import begin
 MAX_BAD_STEPS = 50  # steps in a row with gradients that are not finite, after which a run is given up
 
 
-def _set_backends(args: EasyDict) -> None:
+def set_backends(args: EasyDict) -> None:
+    """Makes this process compute as the configuration says: which ops, and cuDNN's and TF32's switches.
+
+    Raises:
+        UserError: the run was recorded with native ops, and there are none here.
+    """
     # What `config.resolve` found out is recorded, so a continued run asks for just that. Runs of before there were native ops say "auto".
     backend.set_policy("reference" if args.get("ops", "auto") == "auto" else args.ops)
     backend.used(args.device)  # built or refused now, not in the middle of a step
@@ -60,7 +65,7 @@ class Trainer:
         self.num_ranks, self.is_writer = num_ranks, rank() == 0
         self.leading_metric = leading_figure(args)
         self.metrics = {parse_metrics([name], args.detector)[0].name: name for name in args.metrics}  # as results call them: as asked for
-        _set_backends(args)
+        set_backends(args)
         self.dataset = ImageFolderDataset(**without_class(args.training_set_kwargs))
         self.state = TrainingState(args, self.dataset, device)
         self.loader = open_loader(

@@ -45,23 +45,27 @@ def set_policy(policy: str) -> None:
     _policy = policy
 
 
-def used(device_type: str) -> str:
+def used(device_type: str, try_out: bool = True) -> str:
     """What ops run on devices of a type (`cpu`, `cuda`, ...), `native` or `reference`: for the record of a run.
 
     Builds or loads the native ops if the policy wants them and that has not been done. To be called before the first step, so that a build
     neither happens in the middle of one nor during the capture of a CUDA graph.
 
+    Args:
+        try_out: also run them once, on this process's device. False is for a process that only starts others: what has run on a GPU keeps
+            memory there for as long as its process lives.
+
     Raises:
         UserError: the policy is `native`, and they cannot be had.
     """
-    return "native" if in_use(device_type) else "reference"
+    return "native" if in_use(device_type, try_out) else "reference"
 
 
-def in_use(device_type: str) -> bool:
+def in_use(device_type: str, try_out: bool = True) -> bool:
     """Whether native ops run on devices of this type. As `used`."""
     if _policy == "reference" or device_type not in DTYPES:
         return False
-    failure = _load(device_type)
+    failure = _load(device_type, try_out)
     if failure is not None and _policy == "native":
         raise UserError(f"--ops=native: {failure}; or use --ops=reference")
     return failure is None
@@ -85,12 +89,12 @@ def native(name: str, x: torch.Tensor) -> Callable | None:
 
 
 @functools.cache
-def _load(kind: str) -> BuildError | None:
+def _load(kind: str, try_out: bool) -> BuildError | None:
     """Makes the native ops ready, once; returns why that is impossible, after a warning, or None."""
     worker = torch.utils.data.get_worker_info() is not None
     try:
         # They import this module and the ops that they implement, so they come in at the first use.
-        importlib.import_module("torch_utils.ops.native").load(kind, build=not worker)
+        importlib.import_module("torch_utils.ops.native").load(kind, build=not worker, try_out=try_out)
     except BuildError as error:
         if _policy == "auto" and not worker:
             print(f"Warning: the reference ops run instead of native ones: {error}", file=sys.stderr, flush=True)

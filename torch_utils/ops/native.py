@@ -53,11 +53,11 @@ CHECKED = [9.5, -1.5, 2.0, 0.5, 4.0, -1.5, 4.0, 1.0, 2.0, 3.0]  # results of `_c
 _functions: dict[tuple[str, str], Callable] = {}  # by name and kind of device
 
 
-def load(kind: str, build: bool = True) -> None:
-    """Makes the ops ready on devices of type `kind`, `cpu` or `cuda`; `build` as in `custom_ops.load`.
+def load(kind: str, build: bool = True, try_out: bool = True) -> None:
+    """Makes the ops ready on devices of type `kind`, `cpu` or `cuda`; `build` as in `custom_ops.load`, `try_out` as in `backend.used`.
 
     Raises:
-        BuildError: the library cannot be built or loaded, or does not compute what it should.
+        BuildError: the library cannot be built or loaded, or, tried out, does not compute what it should.
     """
     library = custom_ops.load(kind, build)
     where = [_int32] if kind == "cpu" else [_int32, _pointer]  # threads, or device and stream
@@ -70,6 +70,8 @@ def load(kind: str, build: bool = True) -> None:
     except AttributeError as error:
         raise BuildError(f"the library of native ops for {kind} is incomplete ({error}); reinstall this package") from error
     _functions["error_text", kind] = library.error_text
+    if not try_out:
+        return
     # In a thread of its own, because tracing, transforms and modes of torch are properties of the thread that first needs the op.
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
         device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", torch.cuda.current_device())

@@ -207,14 +207,15 @@ struct TileFilter {
 // Whether the op's numbers fit 32 bits, with room for the edges of tiles.
 inline bool fits_32_bits(const Upfirdn2dArgs& a) {
     const int64_t limit = int64_t(1) << 30;
-    auto span = [](const int64_t* stride, int64_t n, int64_t c, int64_t h, int64_t w) {
-        return n * stride[0] + c * stride[1] + h * stride[2] + w * stride[3] + n * c * h * w;
+    // A tensor's numbers are counted, and its memory is walked; nothing adds the one to the other.
+    auto fits = [&](const int64_t* stride, int64_t n, int64_t c, int64_t h, int64_t w) {
+        return n * c * h * w < limit && n * stride[0] + c * stride[1] + h * stride[2] + w * stride[3] < limit;
     };
     auto axis = [&](int64_t in, int64_t up, int64_t out, int64_t down, int64_t pad, int64_t taps) {
         return in < limit / up && out < limit / down && pad > -limit && pad < limit && taps < limit / up;
     };
     return axis(a.in_h, a.up_y, a.out_h, a.down_y, a.pad_y0, a.fh) && axis(a.in_w, a.up_x, a.out_w, a.down_x, a.pad_x0, a.fw) &&
-           span(a.x_stride, a.n, a.c, a.in_h, a.in_w) < limit && span(a.y_stride, a.n, a.c, a.out_h, a.out_w) < limit;
+           fits(a.x_stride, a.n, a.c, a.in_h, a.in_w) && fits(a.y_stride, a.n, a.c, a.out_h, a.out_w);
 }
 
 template <class Filter>
