@@ -25,11 +25,12 @@ import torch
 
 from dnnlib import EasyDict, UserError, download
 from dnnlib.cli import CommaList, run_command
+from dnnlib.files import beginning_of_names
 from metrics import registry, report
 from metrics.collectors import Rows
 from metrics.detectors import detector_name, get_detector, trust_detector
 from metrics.feature_cache import FeatureCache
-from metrics.feature_files import FeatureFile, is_feature_file, load_features, save_features
+from metrics.feature_files import FeatureFile, check_feature_path, is_feature_file, load_features, save_features
 from metrics.features import succeed_together
 from metrics.sources import DataSide, FileSide, GeneratorSide, Images, PassOptions, Side, check_sizes
 from torch_utils.distributed import MESSAGE_TIMEOUT, broadcast_object
@@ -154,7 +155,9 @@ def find_networks(given: str) -> list[str]:
         if not os.path.isdir(place):
             found += [place] if place.endswith(NETWORK_SUFFIXES) else []
             continue
-        found += [path for suffix in NETWORK_SUFFIXES for path in glob.glob(os.path.join(glob.escape(place), f"network-snapshot-*{suffix}"))]
+        there = [path for suffix in NETWORK_SUFFIXES for path in glob.glob(os.path.join(glob.escape(place), f"network-snapshot-*{suffix}"))]
+        # The best is one of the others; where links have become files, as in a copy from another machine, nothing says which.
+        found += [path for path in there if os.path.basename(path) != BEST_LINK] or there
     if not found:
         raise UserError(f"--network={given} holds no network-snapshot-*.safetensors or .pkl; give a network, a run directory, or a pattern of these")
     return sorted(set(map(_itself, found)), key=lambda path: (os.path.dirname(path), _kimg(path), path))
@@ -336,6 +339,8 @@ def _save(opts: EasyDict) -> None:
     detectors = list(dict.fromkeys(spec.detector for spec in opts.specs if spec.detector is not None))
     if len(detectors) != 1:
         raise UserError(f"--save-features needs one detector, found {', '.join(detectors) or 'none'}; give --detector or metrics of one")
+    path = pathlib.Path(opts.save_features)
+    check_feature_path(path)
     side = open_side(opts, opts[role], role)
     if isinstance(side, FileSide):
         raise UserError(f"--{role}={opts[role]} is a feature file already; name the images")
@@ -345,7 +350,6 @@ def _save(opts: EasyDict) -> None:
     if _rank() == 0:
         labels = side.labels(want)
         facts = {"detector": detector_name(detectors[0]), "digest": detector.digest, "resize": detector.resize, "source": want.source}
-        path = pathlib.Path(opts.save_features)
         file = FeatureFile(path, tensors[want]["rows"], labels if labels.shape[1] else None, **facts, image_size=side.image_size())
         save_features(file)
         print(f"{path}: {len(file.rows):,} features of {file.rows.shape[1]} dimensions by {detector.name} of {opts[role]}")
@@ -367,8 +371,9 @@ def plot(runs: tuple[str, ...], out: str, title: str, signals: list[str]) -> Non
     from experiments.report.signals import with_signals
     from metrics import trajectories  # here, because it loads matplotlib, which measuring does without
 
+    stem = beginning_of_names(out, "--out")
     found = trajectories.load_runs([pathlib.Path(run) for run in runs])
-    for path in trajectories.plot(with_signals(found, signals), pathlib.Path(out), title):
+    for path in trajectories.plot(with_signals(found, signals), stem, title):
         print(path)
     print("\n" + trajectories.markdown_tables(found))
 
@@ -390,6 +395,7 @@ def show(**options: Any) -> None:
     """Writes sheets of images: reals that are not covered, fakes off the manifold, and the nearest real image of each fake."""
     from metrics.show import make_sheets  # here, because measuring does without
 
+    stem = beginning_of_names(options["out"], "--out")
     opts = EasyDict(options, verbose=False, no_cache=False, run_on=_start(options["device"], 1))
     if opts.trust_detector:
         trust_detector(opts.detector)
@@ -407,7 +413,7 @@ def show(**options: Any) -> None:
     features = [side.collect({wants[role]: detector}, how)[wants[role]]["rows"] for role, side in sides.items()]
     images = [Images(side, wants[role]) for role, side in sides.items()]
     made_by = {"fake_name": pathlib.PurePath(opts.fake).name, "device": opts.run_on}
-    for path in make_sheets(*images, *features, k=opts.nearest_k, out=pathlib.Path(opts.out), count=opts.count, **made_by):
+    for path in make_sheets(*images, *features, k=opts.nearest_k, out=stem, count=opts.count, **made_by):
         print(path)
 
 

@@ -12,11 +12,13 @@ import tqdm
 
 from dnnlib import UserError
 from dnnlib.cli import run_command
+from dnnlib.format import printable
 from training.dataset_check import check_dataset, format_report
 from training.dataset_sources import DIGITS, LABEL_CHOICES, open_source
 from training.dataset_writer import FILTERS, MODES, TRANSFORMS, Summary, convert_dataset, make_transform
 
 MAX_CLASS_NAMES = 30
+MAX_OTHER_KINDS = 8
 
 
 @click.group(invoke_without_command=True)
@@ -51,6 +53,9 @@ def main(ctx, source, dest, max_images, resize_filter, transform, width, height,
     resize = make_transform(transform, width, height, resize_filter)
     opened = open_source(source, labels, max_images)
     click.echo(f"{source}: {opened.count} images, labels: {opened.about_labels}")
+    if opened.others:
+        kinds = ", ".join(f"{printable(kind)}: {count}" for kind, count in opened.others.most_common(MAX_OTHER_KINDS))
+        click.echo(f"{opened.others.total()} other files are passed over ({kinds})")
     summary = convert_dataset(opened, dest, resize, convert, lambda items: tqdm.tqdm(items, total=opened.count, unit="image", disable=None))
     print_summary(dest, summary, opened.label_names)
 
@@ -61,7 +66,7 @@ def print_summary(dest: str, summary: Summary, label_names: list[str]) -> None:
     click.echo(f"{dest}: {summary.written} images, {summary.edge}x{summary.edge} {summary.mode}{left_out}")
     counts = Counter(label for label in summary.labels if isinstance(label, int))
     for label in sorted(counts)[:MAX_CLASS_NAMES]:
-        name = f" = {label_names[label]}" if label_names else ""
+        name = f" = {printable(label_names[label])}" if label_names else ""
         click.echo(f"  label {label}{name}: {counts[label]}")
     if len(counts) > MAX_CLASS_NAMES:
         click.echo(f"  and {len(counts) - MAX_CLASS_NAMES} more labels")

@@ -15,7 +15,7 @@ from dnnlib import EasyDict, UserError, atomic_path
 from dnnlib.cli import run_command
 from metrics.detectors import trust_detector
 from training.config import choose_device
-from training.image_store import load_pixels, open_image
+from training.image_store import load_pixels, open_image, upright
 from training.images import PIL_MODES, check_animation_path, enlarge, save_png, write_animation
 from training.networks import Generator
 from training.options import DEVICES
@@ -91,6 +91,7 @@ def read_target(path: str, G: Generator) -> torch.Tensor:
     if image.mode[0] in "IF":
         raise UserError(f"--target={path} has more than 8 bits per channel (mode {image.mode}); save it as an ordinary PNG or JPEG")
     load_pixels(image, path)
+    image = upright(image)
     size, resolution = image.size, G.img_resolution
     image = image.convert(PIL_MODES[G.img_channels])
     if size != (resolution, resolution):

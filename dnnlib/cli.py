@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -49,10 +50,16 @@ class CommaList(click.ParamType):
         return list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
 
 
+def _at_home(argument: str) -> str:
+    """`--name=~/folder` with the user's folder in place of ~, which shells put there only where a word begins with it."""
+    name, separator, value = argument.partition("=")
+    return name + separator + os.path.expanduser(value) if name.startswith("--") and value.startswith("~/") else argument
+
+
 def run_command(command: click.Command, args: Sequence[str] | None = None) -> None:
     """Runs a click command as a script: UserError becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130."""
     try:
-        result = command.main(args=args, standalone_mode=False)
+        result = command.main(args=list(map(_at_home, sys.argv[1:] if args is None else args)), standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
     except click.exceptions.Abort:
         sys.exit(130)

@@ -39,7 +39,12 @@ def cache_dir(*sub: str) -> pathlib.Path:
     Raises:
         UserError: the folder cannot be made.
     """
-    return _make_folder(pathlib.Path(os.environ.get("DNNLIB_CACHE_DIR") or pathlib.Path.home() / ".cache" / "dnnlib", *sub))
+    return _make_folder(cache_place(*sub))
+
+
+def cache_place(*sub: str) -> pathlib.Path:
+    """Where `cache_dir` is or would be; makes nothing."""
+    return pathlib.Path(os.environ.get("DNNLIB_CACHE_DIR") or pathlib.Path.home() / ".cache" / "dnnlib", *sub)
 
 
 def is_url(text: str | os.PathLike) -> bool:
@@ -133,12 +138,15 @@ def user_mirrors() -> list[str]:
 
 
 def discard(path: pathlib.Path) -> bool:
-    """Removes a file that turned out to be useless from the downloads, with its record; returns False for a file that is none of them."""
-    if path.parent != cache_dir("downloads"):
+    """Removes a file that turned out to be useless from the downloads, with its record; returns False for one that is none of them or must stay."""
+    if path.parent != cache_place("downloads"):
         return False
-    with _exclusive(path):
-        path.unlink(missing_ok=True)
-        _record(path).unlink(missing_ok=True)
+    try:
+        with _exclusive(path):
+            path.unlink(missing_ok=True)
+            _record(path).unlink(missing_ok=True)
+    except OSError:  # of a cache that is somebody else's
+        return False
     return True
 
 
@@ -297,7 +305,8 @@ def _cached_file_is_good(target: pathlib.Path, digest: str | None) -> bool:
         print(f"{target} is damaged or out of date and is downloaded again", file=sys.stderr)
         return False
     if recorded is None:
-        atomic_write_text(record, found + "\n")
+        with contextlib.suppress(UserError):  # somebody else's cache, or one on a disk that is read only
+            atomic_write_text(record, found + "\n")
     return True
 
 
@@ -320,7 +329,10 @@ def _validator(response: requests.Response) -> str:
 
 @contextlib.contextmanager
 def _exclusive(target: pathlib.Path) -> Iterator[None]:
-    """Lets one process at a time work on `target`, where the platform has file locks; the others wait and then find the file."""
+    """Lets one process at a time work on `target`, where the platform has file locks; the others wait and then find the file.
+
+    A file that is there already may be looked at without a lock, where none can be made: in somebody else's cache, or on a disk that is read only.
+    """
     try:
         import fcntl
     except ImportError:  # Windows: two processes may both download, each checked by its digest
@@ -330,7 +342,10 @@ def _exclusive(target: pathlib.Path) -> Iterator[None]:
     try:
         handle = open(lock, "a")  # noqa: SIM115 (closed by the with statement below)
     except OSError as error:
-        raise UserError(f"cannot write into {target.parent}: {error.strerror or error}") from error
+        if not target.is_file():
+            raise UserError(f"cannot write into {target.parent}: {error.strerror or error}") from error
+        yield
+        return
     with handle:
         with contextlib.suppress(OSError):  # a file system without locks, as Windows above
             fcntl.flock(handle, fcntl.LOCK_EX)

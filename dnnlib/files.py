@@ -16,9 +16,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary path in the folder of `path`; on success it is synced and renamed to `path`, on any error removed.
 
     Raises:
-        UserError: the folder is missing, not writable, or the disk is full.
+        UserError: the folder is missing, not writable, or the disk is full; `path` is a folder without a name, as `.` is.
     """
     path = pathlib.Path(path)
+    if not path.name:
+        raise UserError(f"cannot write {path}: it names no file")
     # The suffix stays, because writers such as PIL choose the format by it.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
@@ -31,6 +33,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     finally:
         with contextlib.suppress(OSError):  # the folder may be the very thing that is missing or forbidden
             temporary.unlink(missing_ok=True)
+
+
+def beginning_of_names(path: str, option: str) -> pathlib.Path:
+    """What the names of several files begin with. Raises UserError, naming the option, for what names a folder and no file, as `.` does."""
+    if os.path.basename(path) in ("", ".", ".."):
+        raise UserError(f"{option}={path} names no file; give the common beginning of the files, such as {os.path.join(path, 'look')}")
+    return pathlib.Path(path)
 
 
 def nearest_folder(path: str | os.PathLike) -> pathlib.Path:

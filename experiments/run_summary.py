@@ -5,6 +5,7 @@ The words and the layout are `experiments.status`' work.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pathlib
@@ -222,9 +223,11 @@ def _alarms(history: History, options: Mapping[str, Any]) -> list[dict[str, Any]
 
 def _disk(run: RunDir, options: Mapping[str, Any], kimg: float) -> dict[str, Any]:
     """Space used, needed for the rest where that can be told, and free."""
-    files = [file for file in run.path.iterdir() if file.is_file() and not file.is_symlink()]
-    ours, states = run.snapshots(), run.states()
-    found = {"used": sum(file.stat().st_size for file in files), "states": len(states), "free": free_bytes(run.path)}
+    ours, states, used = run.snapshots(), run.states(), 0
+    for file in run.path.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a training that goes on removes old ones
+            used += file.stat().st_size if file.is_file() and not file.is_symlink() else 0
+    found = {"used": used, "states": len(states), "free": free_bytes(run.path)}
     needed = ("kimg_per_tick", "batch_size", "network_snapshot_ticks", "total_kimg")
     sizes = measure_sizes(run, Sizes(0, 0, 0))
     if all(is_finite(options.get(name)) and options[name] > 0 for name in needed) and sizes.snapshot and sizes.state:

@@ -34,7 +34,7 @@ class FeatureCache:
 
     def __init__(self, folder: pathlib.Path | str | None = None, enabled: bool = True, log: Callable[[str], None] | None = None):
         self.enabled = enabled
-        self.folder = None if not enabled else pathlib.Path(folder) if folder is not None else download.cache_dir("feature-cache")
+        self.folder = None if not enabled else pathlib.Path(folder) if folder is not None else download.cache_place("feature-cache")
         self.log = log or (lambda line: None)
 
     def path(self, key: dict) -> pathlib.Path:

@@ -46,14 +46,17 @@ class FeatureFile:
     image_size: tuple[int, int]
 
 
-def save_features(file: FeatureFile) -> None:
-    """Writes a feature file, whole or not at all.
+def check_feature_path(path: pathlib.Path) -> None:
+    """Raises UserError if no feature file can be written there: before hours of work, not after."""
+    if path.suffix != SUFFIX:
+        raise UserError(f"--save-features={path} must end in {SUFFIX}, the format of feature files")
+    if not (os.path.isdir(path.parent) and os.access(path.parent, os.W_OK)):
+        raise UserError(f"--save-features={path} cannot be written: {path.parent} is no folder that can be written to; name one that is")
 
-    Raises:
-        UserError: the name does not end in .safetensors, or the file cannot be written.
-    """
-    if file.path.suffix != SUFFIX:
-        raise UserError(f"--save-features={file.path} must end in {SUFFIX}, the format of feature files")
+
+def save_features(file: FeatureFile) -> None:
+    """Writes a feature file, whole or not at all. Raises UserError where that cannot be, as `check_feature_path`."""
+    check_feature_path(file.path)
     tensors = {"rows": file.rows.contiguous()} | ({} if file.labels is None else {"labels": file.labels.contiguous()})
     facts = {"detector": file.detector, "digest": file.digest, "resize": file.resize, "source": file.source, "image_size": file.image_size}
     facts |= {"kind": KIND, "format": FORMAT, "count": len(file.rows), "checksum": tensors_checksum(tensors)}

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -286,6 +287,8 @@ def test_show_writes_sheets_of_images(folder, tmp_path, monkeypatch):
         (["--real=a.zip"], "", "nothing to measure"),
         (["--real=a.zip", "--fake=b.zip"], None, "--network measures a network by its data set and --real names the sides"),
         (["--save-features=x.safetensors"], "", "--save-features writes the features of one side; give either --real or --fake"),
+        (["--save-features=x.npz", "--fake=absent.zip"], "", "--save-features=x.npz must end in .safetensors"),  # told before anything is read
+        (["--save-features=no/x.safetensors", "--fake=absent.zip"], "", "--save-features=no/x.safetensors cannot be written: no is no folder that"),
         (["--fake=absent.txt"], "", "--fake=absent.txt is no folder or .zip of images, no network .* and no feature file"),
         (["--fake=absent.zip"], "", "absent.zip does not exist"),
     ],
@@ -307,6 +310,13 @@ def test_one_image_and_none_are_too_few(call, tmp_path):
 def test_options_of_measuring_belong_before_no_sub_command(call, runs):
     with pytest.raises(UserError, match="--network is no option of `plot`"):
         call("plot", str(runs), network=runs)
+
+
+@pytest.mark.parametrize(("out", "better"), [(".", "./look"), ("..", "../look"), ("pictures/", "pictures/look")])
+def test_a_folder_is_no_beginning_of_names(out, better):
+    for command in (["plot", "absent"], ["show", "--real=absent.zip", "--fake=absent.zip"]):
+        with pytest.raises(UserError, match=f"--out={re.escape(out)} names no file; .*, such as {re.escape(better)}$"):
+            calc_metrics.main([*command, f"--out={out}"], standalone_mode=False)
 
 
 def test_a_mistake_ends_the_command_with_code_2():

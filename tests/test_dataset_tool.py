@@ -202,7 +202,7 @@ def test_filters_differ_and_are_as_named(tmp_path):
         ("2.png", png(0)[:300], r"2\.png is a torn image"),
         ("2.png", b"-", r"2\.png is not an image"),
         ("2.png", png(0, mode="L"), r"2\.png has colour mode L, the images before it RGB \(in all: RGB: 3, L: 1\); give --convert"),
-        ("2.png", png(0, size=(8, 8)), r"2\.png comes out as 8x8 pixels, .* 16x16 \(sizes in the source: 16x16: 3, 8x8: 1\)"),
+        ("2.png", png(0, size=(8, 8)), r"2\.png comes out as 8x8 pixels, .* 16x16 \(sizes as stored, in all: 16x16: 3, 8x8: 1\)"),
         ("0.png", png(0, size=(48, 40)), r"0\.png comes out as 48x40 .* --transform=center-crop --width=32 --height=32"),
     ],
 )

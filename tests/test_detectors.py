@@ -311,21 +311,22 @@ def test_features_take_uint8_only(scripts):
             get_detector(str(scripts / "vgg16.pt"), "cpu", "lpips")(wrong)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_images_become_rgb_by_one_rule(channels):
     images = random_images(4, channels, 5, 7)
     whole, exact = to_rgb_uint8(images), to_rgb_float(images)
     assert whole.shape == exact.shape == (4, 3, 5, 7) and exact.dtype == torch.float32
     assert torch.equal(exact.round().to(torch.uint8), whole)
     assert torch.equal(to_rgb_float(images.to(torch.float64)), exact)
-    if channels == 4:
-        opaque = torch.cat([images[:, :3], torch.full_like(images[:, 3:], 255)], dim=1)
-        assert torch.equal(to_rgb_float(opaque), images[:, :3].float()) and torch.equal(to_rgb_uint8(opaque), images[:, :3])
-        clear = torch.cat([images[:, :3], torch.zeros_like(images[:, 3:])], dim=1)
+    if channels in (2, 4):
+        colour, alpha = images[:, :-1], images[:, -1:]
+        opaque, rgb = torch.cat([colour, torch.full_like(alpha, 255)], dim=1), colour.expand(-1, 3, -1, -1)
+        assert torch.equal(to_rgb_float(opaque), rgb.float()) and torch.equal(to_rgb_uint8(opaque), rgb)
+        clear = torch.cat([colour, torch.zeros_like(alpha)], dim=1)
         assert not to_rgb_float(clear).any() and not to_rgb_uint8(clear).any()
     for convert in (to_rgb_uint8, to_rgb_float):
-        with pytest.raises(UserError, match="but got 2 channels"):
-            convert(random_images(4, 2, 5, 7))
+        with pytest.raises(UserError, match="but got 5 channels"):
+            convert(random_images(4, 5, 5, 7))
 
 
 def test_a_network_is_loaded_once_in_eval_mode_and_asks_for_no_gradients(scripts, monkeypatch):

@@ -134,6 +134,16 @@ def test_measuring_goes_past_the_link(measured):
     assert itself == str(measured / json.loads((measured / "best.json").read_text())["snapshot"])
 
 
+def test_a_link_that_became_a_file_is_not_measured_twice(measured, tmp_path):
+    """As in a run that was copied from another machine. Alone it is a network like others."""
+    copy = shutil.copytree(measured, tmp_path / "run", symlinks=False)
+    snapshots = [RunDir(copy).snapshot(kimg) for kimg in range(3)]
+    assert calc_metrics.find_networks(str(copy)) == list(map(str, snapshots))
+    for snapshot in snapshots:
+        snapshot.unlink()
+    assert calc_metrics.find_networks(str(copy)) == [str(copy / "network-snapshot-best.safetensors")]
+
+
 def test_the_best_follows_the_lines_and_the_snapshots_that_are_there(measured, tmp_path):
     run = RunDir(shutil.copytree(measured, tmp_path / "run", symlinks=True))
     lines = [json.loads(line) for line in (run / "metric-prdc10k5_pool.jsonl").read_text().splitlines()]

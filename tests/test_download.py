@@ -12,6 +12,7 @@ import pytest
 import dnnlib
 from dnnlib import UserError, download
 from dnnlib.download import cache_dir, cached_path, discard, fetch, fetch_published, file_digest
+from training.networks import load_network
 
 CONTENT = bytes(range(256)) * 3000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -310,6 +311,30 @@ def test_offline_names_every_source_and_every_way_out(cache, monkeypatch):
     for part in ("original/net.pkl (http://127.0.0.1:9/mine/net.pkl: no connection; no connection)", f"as {target}", "local path", "DNNLIB_MIRRORS"):
         assert part in sentence
     assert "\n" not in sentence and not names(cache)
+
+
+def test_a_cache_that_cannot_be_written_serves_what_it_has(server, cache):
+    """Of another user, or on a disk that is read only: folders in the way of lock and record stand for that."""
+    path = cached_path(f"{server.url}/net.pkl")
+    path.write_bytes(CONTENT)
+    path.with_name(f".{path.name}.lock").mkdir()
+    path.with_name(f"{path.name}.sha256").mkdir()
+    assert fetch(f"{server.url}/net.pkl") == path and not server.requests
+    assert fetch(f"{server.url}/net.pkl", digest=DIGEST) == path and not server.requests
+    other = cached_path(f"{server.url}/other.pkl")
+    other.with_name(f".{other.name}.lock").mkdir()
+    with pytest.raises(UserError, match="cannot write into"):
+        fetch(f"{server.url}/other.pkl")
+
+
+def test_a_page_in_place_of_a_network_is_not_kept(server, cache):
+    """Servers answer with one, and code 200, where a link has expired."""
+    server.content = b"<!DOCTYPE html><p>Please log in."
+    path = fetch(f"{server.url}/net.pkl")
+    with pytest.raises(UserError, match="; it was downloaded, and is removed"):
+        load_network(path)
+    server.content = CONTENT
+    assert names(cache) == [] and fetch(f"{server.url}/net.pkl").read_bytes() == CONTENT
 
 
 def test_only_downloads_are_discarded(server, cache, tmp_path):

@@ -19,12 +19,11 @@ from image_sets import pngs, write_folder, write_zip
 from tiny_runs import CLASSES, CPU, tiny_args, write_data
 
 import train
-from dnnlib import EasyDict, UserError
+from dnnlib import UserError
 from torch_utils import checkpoint
 from training import stopping
 from training.data_loader import open_loader
 from training.dataset import ImageFolderDataset, load_array
-from training.memory import memory_explained
 from training.run_files import INTERRUPTED_STATE, RunDir
 from training.stopping import Abandoned, Stopping
 from training.training_loop import Trainer
@@ -358,12 +357,6 @@ def test_out_of_memory_names_what_to_lower(args, error):
     with pytest.raises(UserError, match=r"out of memory on cpu at --batch-gpu=252: .* start a new run with a lower --batch-gpu"):
         run_on(args, step=step_with(2, raising(error)))
     assert "Error: out of memory" in pathlib.Path(args.run_dir, "log.txt").read_text()
-
-
-def test_out_of_memory_with_graphs_names_them_too():
-    expected = pytest.raises(UserError, match=r"start a new run with --graphs=off, .* or a lower --batch-gpu")
-    with expected, memory_explained(EasyDict(graphs="on", batch_gpu=4), torch.device("cuda")):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def test_another_error_is_not_taken_for_it(args):

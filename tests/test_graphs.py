@@ -13,13 +13,14 @@ from tiny_runs import CPU, data_info, shrink, write_data
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dnnlib import UserError
+from dnnlib import EasyDict, UserError
 from pairing.adaptive import PairingController
 from torch_utils import training_stats
 from torch_utils.ops import grid_sample
 from training import augment_geometry, config, graphs
 from training.data_loader import open_loader
 from training.dataset import ImageFolderDataset
+from training.memory import memory_explained
 from training.options import Options
 from training.state import TrainingState
 
@@ -238,6 +239,12 @@ def test_memory_that_runs_out_during_a_recording_is_told_as_that(error):
     with pytest.raises(type(error)) as caught:
         record_failing(error)
     assert caught.value is error
+
+
+def test_memory_that_runs_out_beside_graphs_is_told_with_a_way_without_them():
+    expected = pytest.raises(UserError, match=r"start a new run with --graphs=off, .* or a lower --batch-gpu")
+    with expected, memory_explained(EasyDict(graphs="on", batch_gpu=4), CUDA):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 # No waiting.

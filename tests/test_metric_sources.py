@@ -206,7 +206,7 @@ def test_other_files_are_refused(saved, tmp_path, monkeypatch):
 
 def test_a_file_needs_its_suffix_and_a_folder(saved):
     file = saved(Data()).file
-    for path, message in (("features.npz", "must end in .safetensors"), ("absent/features.safetensors", "cannot write")):
+    for path, message in (("features.npz", "must end in .safetensors"), ("absent/features.safetensors", "absent is no folder")):
         with pytest.raises(UserError, match=message):
             save_features(dataclasses.replace(file, path=pathlib.Path(path)))
 

@@ -141,7 +141,7 @@ def test_lpips_of_a_file(tmp_path):
     assert torch.allclose(distance.look(torch.full([1, 1, 8, 8], -1.0)), torch.zeros(1, 12), atol=1e-5)
     assert distance.look(torch.zeros(1, 3, 512, 512)).shape == (1, 3 * 64 * 64)  # seen at 256x256
     with pytest.raises(UserError, match="channels"):
-        distance.look(torch.zeros(1, 2, 8, 8))
+        distance.look(torch.zeros(1, 5, 8, 8))
 
 
 def test_auto_takes_lpips_where_it_is_to_be_had_and_says_nothing(monkeypatch):

@@ -201,7 +201,7 @@ class ImageFolderDataset:
         The same for a folder and a zip of it, wherever they lie; a folder is read whole for it."""
         digest = hashlib.sha256()
         for name, (size, crc) in zip(self._names, self.store.checksums(self._names), strict=True):
-            digest.update(f"{name}\0{size}\0{crc:08x}\n".encode())
+            digest.update(f"{name}\0{size}\0{crc:08x}\n".encode(errors="surrogateescape"))  # names on a disk need not be UTF-8
         for array in (self._raw_idx, self._xflip, self._raw_labels):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -40,12 +41,14 @@ class Source:
         items: opens the set and walks through it; can be called again.
         about_labels: one sentence on where labels come from.
         label_names: class names in the order of the class numbers, where the source has names.
+        others: files of other kinds per suffix, which are passed over.
     """
 
     count: int
     items: Callable[[], Iterator[SourceItem]]
     about_labels: str
     label_names: list[str] = field(default_factory=list)
+    others: Counter = field(default_factory=Counter)
 
 
 def open_source(source: str, labels: str = "auto", max_images: int | None = None) -> Source:
@@ -109,7 +112,9 @@ def open_images(path: pathlib.Path, labels: str, max_images: int | None) -> Sour
             where = store.where(name)
             yield SourceItem(where, open_image(store.read(name), where), None if values is None else values[index])
 
-    return Source(len(names), items, about, label_names)
+    used = {LABEL_FILE, *every}
+    others = Counter(pathlib.PurePosixPath(name).suffix.lower() or "no suffix" for name in store.names if name not in used)
+    return Source(len(names), items, about, label_names, others)
 
 
 def _choose_labels(store: FolderStore | ZipStore, every: list[str], names: list[str], labels: str) -> tuple[list | None, list[str], str]:

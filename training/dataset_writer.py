@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -21,12 +22,13 @@ from PIL import Image
 from dnnlib import UserError, atomic_path
 from training.dataset_labels import LABEL_FILE
 from training.dataset_sources import Source, SourceItem
-from training.image_store import CHANNELS_OF_MODE, load_pixels
+from training.image_store import CHANNELS_OF_MODE, load_pixels, upright
 
 FILTERS = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 TRANSFORMS = ("center-crop", "center-crop-wide")
 MODES = {"rgb": "RGB", "l": "L", "rgba": "RGBA"}
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
+SURVEY_IMAGES = 2000
 SURVEY_LIMIT = 8
 
 Transform = Callable[[Image.Image], Image.Image | None]
@@ -151,7 +153,7 @@ def convert_dataset(source: Source, dest: str | os.PathLike, transform: Transfor
     with open_dest(dest) as write:
         for item in progress(source.items()):
             load_pixels(item.image, item.where)
-            image = transform(plain_mode(item.image, item.where, convert))
+            image = transform(plain_mode(upright(item.image), item.where, convert))
             if image is None:
                 summary.left_out += 1
                 continue
@@ -179,16 +181,16 @@ def _check_alike(image: Image.Image, item: SourceItem, summary: Summary, source:
                 f"try --transform=center-crop --width={edge} --height={edge}"
             )
     if image.mode != summary.mode:
-        counts = Counter(plain_mode_name(other.image, other.where, convert) for other in source.items())
+        modes = _survey(source, lambda other: plain_mode_name(other.image, other.where, convert))
         raise UserError(
-            f"{item.where} has colour mode {image.mode}, the images before it {summary.mode} (in all: {_table(counts)}); "
+            f"{item.where} has colour mode {image.mode}, the images before it {summary.mode} (in {modes}); "
             f"give --convert=rgb, l or rgba to make them alike"
         )
     if image.size != (summary.edge, summary.edge):
-        counts = Counter("{}x{}".format(*other.image.size) for other in source.items())
+        sizes = _survey(source, lambda other: "{}x{}".format(*other.image.size))
         raise UserError(
             f"{item.where} comes out as {image.width}x{image.height} pixels, the images before it as {summary.edge}x{summary.edge} "
-            f"(sizes in the source: {_table(counts)}); give --width and --height to make them alike"
+            f"(sizes as stored, in {sizes}); give --width and --height to make them alike"
         )
 
 
@@ -197,6 +199,14 @@ def plain_mode_name(image: Image.Image, where: str, convert: str | None = None) 
     if image.mode in ("P", "PA"):
         return "RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB"
     return plain_mode(Image.new(image.mode, (1, 1)), where, convert).mode
+
+
+def _survey(source: Source, describe: Callable[[SourceItem], str]) -> str:
+    """How many images of a source are like what, by their headers. Of a large source its beginning: whoever waits has made a mistake."""
+    counts: Counter = Counter()
+    with contextlib.suppress(UserError):  # of a file that cannot be read either, which is not what the message is about
+        counts.update(map(describe, itertools.islice(source.items(), SURVEY_IMAGES)))
+    return f"{'all' if source.count <= SURVEY_IMAGES else f'the first {SURVEY_IMAGES:,}'}: {_table(counts)}"
 
 
 def _table(counts: Counter) -> str:
@@ -259,6 +269,19 @@ def _parents(dest: pathlib.Path) -> Iterator[None]:
         raise
 
 
+def _move_into(folder: pathlib.Path, dest: pathlib.Path) -> None:
+    """Moves what is in a folder to another on the same disk, the labels last: without them the set is not whole."""
+    moved: list[pathlib.Path] = []
+    try:
+        for child in sorted(folder.iterdir(), key=lambda path: (path.name == LABEL_FILE, path.name)):
+            os.rename(child, dest / child.name)
+            moved.append(dest / child.name)
+    except BaseException:
+        for path in moved:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
 @contextlib.contextmanager
 def _zip_writer(dest: pathlib.Path) -> Iterator[Write]:
     with atomic_path(dest) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
@@ -274,7 +297,8 @@ def _zip_writer(dest: pathlib.Path) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _folder_writer(dest: pathlib.Path) -> Iterator[Write]:
-    temporary = dest.absolute().with_name(f".{dest.absolute().name}.{uuid.uuid4().hex[:8]}.tmp")
+    there = os.path.isdir(dest)  # and perhaps a link, the place of a volume, or in a folder that is not the user's: it is filled, not replaced
+    temporary = (dest if there else dest.absolute().parent) / f".{dest.absolute().name}.{uuid.uuid4().hex[:8]}.tmp"
 
     def write(name: str, data: bytes) -> None:
         (temporary / name).parent.mkdir(exist_ok=True)
@@ -283,9 +307,10 @@ def _folder_writer(dest: pathlib.Path) -> Iterator[Write]:
     try:
         temporary.mkdir()
         yield write
-        if os.path.isdir(dest):
-            dest.rmdir()  # it is empty; some systems do not rename onto a folder
-        os.rename(temporary, dest)
+        if there:
+            _move_into(temporary, dest)
+        else:
+            os.rename(temporary, dest)
     except OSError as error:
         raise UserError(f"--dest={dest} cannot be written: {error.strerror or error}") from error
     finally:

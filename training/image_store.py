@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dnnlib import UserError
 
@@ -38,6 +38,17 @@ READ_ERRORS = (
     zipfile.BadZipFile,
     Image.DecompressionBombError,
 )
+# What systems keep in a folder of images or at the root of a disk: previews, deleted files, what only root may list.
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by the EXIF tag Orientation, from the pixels as they are stored to the picture
 MAX_FILE_BYTES = 1 << 29  # of one image file; what an uncompressed picture of PIL's largest size needs
 MAX_PIXELS = 1 << 26  # of an image to train on: 8192 x 8192; PIL itself refuses sources from 179 million on
 DEFLATE_RATIO = 1032  # the most that deflate can make of a byte
@@ -47,13 +58,13 @@ CHANGED = "has changed since this process began to read the data set; bring back
 
 
 class FolderStore:
-    """The files below a folder. Names are relative to it, with forward slashes; hidden files are left out.
+    """The files below a folder, links to folders included. Names are relative to it, with forward slashes; hidden files are left out.
 
     A file that was read is known from then on: reading it with other bytes in it is refused, and to see that it is the same, its size and time
     are looked at before its bytes.
 
     Raises:
-        UserError: the folder cannot be listed.
+        UserError: the folder cannot be listed, or a link in it leads to a folder that holds the link.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -64,8 +75,14 @@ class FolderStore:
 
     def _walk(self) -> list[str]:
         found = []
-        for folder, subfolders, files in os.walk(self.path, onerror=self._cannot_list):
+        above = {str(self.path): frozenset({os.path.realpath(self.path)})}  # where a folder really is, and those that it lies in
+        for folder, subfolders, files in os.walk(self.path, onerror=self._cannot_list, followlinks=True):
             subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
+            holders = above.pop(folder)
+            for path in (os.path.join(folder, name) for name in subfolders):
+                if (real := os.path.realpath(path)) in holders:
+                    raise UserError(f"cannot list the folder {self.path}: {path} leads back to {real}, in which it lies; remove the link there")
+                above[path] = holders | {real}
             relative = pathlib.Path(folder).relative_to(self.path)
             found.extend((relative / name).as_posix() for name in files if not _is_hidden(name))
         return found
@@ -273,6 +290,15 @@ def load_pixels(image: Image.Image, where: str) -> None:
         raise UserError(f"{where} is a torn image ({_reason(error)})") from error
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """A decoded image as its camera meant it: turned or mirrored as EXIF says. EXIF data that cannot be read turn nothing, as in viewers."""
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except READ_ERRORS:
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
 def decode_array(data: bytes, where: str) -> np.ndarray:
     """The pixels of an image file as uint8 [C, H, W], C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.
 
@@ -290,8 +316,8 @@ def decode_array(data: bytes, where: str) -> np.ndarray:
 
 
 def _is_hidden(name: str) -> bool:
-    # Finder and this project's own temporary files; they end in .png but are no images.
-    return name.startswith(".") or name == "__MACOSX"
+    # Names with a dot are Finder's and this project's own temporary files; some end in .png but are no images.
+    return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
 def _reason(error: BaseException) -> str:

@@ -14,10 +14,10 @@ from dnnlib import UserError
 def to_rgb_uint8(images: torch.Tensor) -> torch.Tensor:
     """Converts images to three channels without leaving uint8.
 
-    Grey is repeated; RGBA is composited over black, rounded to the nearest integer by exact integer arithmetic; RGB is returned as it is.
+    What has alpha is composited over black, rounded to the nearest integer by exact integer arithmetic; grey is repeated; RGB is returned as it is.
 
     Args:
-        images: uint8 [N, C, H, W] with C = 1 (grey), 3 (RGB) or 4 (RGBA, alpha not premultiplied).
+        images: uint8 [N, C, H, W] with C = 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA); alpha is not premultiplied.
 
     Returns:
         uint8 [N, 3, H, W] on the same device. It may be a view of the input; do not write to it.
@@ -26,21 +26,21 @@ def to_rgb_uint8(images: torch.Tensor) -> torch.Tensor:
         UserError: another type, number of dimensions or number of channels, or images without pixels.
     """
     _check(images, "uint8", images.dtype == torch.uint8)
-    if images.shape[1] != 4:
+    if images.shape[1] in (1, 3):
         return images.expand(-1, 3, -1, -1)
-    rgb, alpha = images[:, :3].to(torch.int32), images[:, 3:].to(torch.int32)
+    colour, alpha = images[:, :-1].to(torch.int32), images[:, -1:].to(torch.int32)
     # 255 is odd, so no product lies halfway between two levels and adding 127 before the division rounds to the nearest.
-    return ((rgb * alpha + 127) // 255).to(torch.uint8)
+    return ((colour * alpha + 127) // 255).to(torch.uint8).expand(-1, 3, -1, -1)
 
 
 def to_rgb_float(images: torch.Tensor) -> torch.Tensor:
     """Converts images to three channels of float32 with the range of uint8, 0 to 255, without rounding or clamping.
 
     Args:
-        images: uint8, or floating point with the same range, [N, C, H, W] with C = 1, 3 or 4 as for `to_rgb_uint8`.
+        images: uint8, or floating point with the same range, [N, C, H, W] with C = 1 to 4 as for `to_rgb_uint8`.
 
     Returns:
-        float32 [N, 3, H, W] on the same device; levels of uint8 images come out as the same numbers, those of RGBA before rounding. It may be
+        float32 [N, 3, H, W] on the same device; levels of uint8 images come out as the same numbers, those with alpha before rounding. It may be
         (a view of) the input; do not write to it.
 
     Raises:
@@ -48,9 +48,9 @@ def to_rgb_float(images: torch.Tensor) -> torch.Tensor:
     """
     _check(images, "uint8 or float", images.dtype == torch.uint8 or images.is_floating_point())
     images = images.to(torch.float32)
-    if images.shape[1] != 4:
+    if images.shape[1] in (1, 3):
         return images.expand(-1, 3, -1, -1)
-    return images[:, :3] * (images[:, 3:] / 255)
+    return (images[:, :-1] * (images[:, -1:] / 255)).expand(-1, 3, -1, -1)
 
 
 def _check(images: torch.Tensor, kinds: str, right_kind: bool) -> None:
@@ -58,5 +58,5 @@ def _check(images: torch.Tensor, kinds: str, right_kind: bool) -> None:
         raise UserError(f"a detector takes {kinds} images of shape [N, C, H, W], but got {images.dtype} of shape {list(images.shape)}")
     if images.shape[2] == 0 or images.shape[3] == 0:
         raise UserError(f"a detector takes images of at least 1x1 pixels, but got shape {list(images.shape)}")
-    if images.shape[1] not in (1, 3, 4):
-        raise UserError(f"a detector takes grey, RGB or RGBA images (1, 3 or 4 channels), but got {images.shape[1]} channels")
+    if images.shape[1] not in (1, 2, 3, 4):
+        raise UserError(f"a detector takes grey or RGB images, with alpha or without (1 to 4 channels), but got {images.shape[1]} channels")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from dnnlib import EasyDict, UserError
+from dnnlib.download import discard
 from pairing.network import PairingNetwork
 from torch_utils import checkpoint, legacy
 from torch_utils.checkpoint import NetworkRecord
@@ -122,9 +124,15 @@ def load_network(path: str | os.PathLike) -> EasyDict:
         gradients, plus 'meta': what else the file says (training_set_kwargs, ...).
 
     Raises:
-        UserError: missing, damaged or foreign file, or networks of another architecture.
+        UserError: missing, damaged or foreign file, or networks of another architecture. A download that cannot be read, such as the page
+            that a server sends in place of a file, is removed.
     """
-    records, meta = read_records(path)
+    try:
+        records, meta = read_records(path)
+    except UserError as error:
+        if discard(pathlib.Path(path)):
+            raise UserError(f"{error}; it was downloaded, and is removed") from error
+        raise
     _check_meta(meta, path)
     networks = EasyDict({name: build_network(record, f"{name} in {path}").eval().requires_grad_(False) for name, record in records.items()})
     networks.meta = meta
