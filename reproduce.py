@@ -33,7 +33,7 @@ from experiments.images.launchers import local_slots
 from experiments.images.plan import RUNS, Choice, make_plan, plan_path, read_plans, remember_plan, write_keys
 from experiments.images.probe import places, probe
 from experiments.images.results import load_run, load_tables
-from experiments.images.run import LAUNCHERS, How, check_can_make, planned_run, run_plan
+from experiments.images.run import LAUNCHERS, How, check_can_make, planned_run, run_plan, signals_as_interrupt
 from experiments.images.speed import Speed
 from experiments.images.work import make_run
 from experiments.paper import report as reports
@@ -212,7 +212,8 @@ def make_planned(keys: tuple[str, ...], out: pathlib.Path) -> int:
     runs = [planned_run(plans, key) for key in keys]
     for made in plans:
         check_can_make(dataclasses.replace(made, runs=tuple(run for run in made.runs if run in runs)))
-    outcomes = [make_run(run, say=lambda step, key=run.key: say(f"{key}: {step}")) for run in runs]
+    with signals_as_interrupt():
+        outcomes = [make_run(run, say=lambda step, key=run.key: say(f"{key}: {step}")) for run in runs]
     for outcome in outcomes:
         print(f"{outcome.key}: {outcome.error or 'measured'}")
     return int(any(outcome.error for outcome in outcomes))

@@ -10,7 +10,6 @@ Which metric needs what is `metrics.registry`'s business; caching is `metrics.fe
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from dnnlib import UserError
+from dnnlib.cores import available_cores
 from dnnlib.workers import ReadAhead
 from metrics.collectors import Taker
 from metrics.detectors import Detector
@@ -44,7 +44,7 @@ class DataSource:
         self.dataset = dataset
         self.indices = np.arange(len(dataset)) if indices is None else indices
         self.device = device
-        self.workers = min(workers, os.cpu_count() or 1)
+        self.workers = min(workers, available_cores())
         self.bad_images = 0  # Bytes are always finite.
 
     def batches(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:

@@ -53,7 +53,7 @@ def write_run(folder, method, seed, number=0, options=None, values=None, kimg=KI
     for k in kimg:
         write_sheet(folder / f"fakes{k:06d}.png", 10 + 60 * number + 7 * seed + k)
     protocols = dict.fromkeys(values, PROTOCOL)
-    return RunResult(method, seed, folder, budget, setting, max(kimg, default=0), values, protocols, 100.0 + seed)
+    return RunResult(method, seed, folder, budget, setting, max(kimg, default=0), values, protocols, 100.0 + seed, max(kimg, default=0))
 
 
 def write_runs(root, methods=("StyleGAN2", "Pairing-GAN"), seeds=3, budget="short", setting="noaug"):

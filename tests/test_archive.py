@@ -121,6 +121,17 @@ def test_runs_of_several_machines_come_together(made, tmp_path):
     assert tree(tmp_path / "kept") == again
 
 
+def test_an_adopted_run_of_any_name_is_archived(made, tmp_path):
+    """A link under a planned name to a folder that is called otherwise."""
+    linked, elsewhere = shutil.copytree(made, tmp_path / "linked"), tmp_path / "my best run"
+    (folder,) = (linked / "runs" / "smoke-noaug-stylegan2-seed0").glob("00000-*")
+    folder.rename(elsewhere)
+    (folder.parent / "00000-my best run").symlink_to(elsewhere)
+    for _ in range(2):
+        archive_runs(linked, tmp_path / "kept")
+        assert [[len(row.runs) for row in table.rows] for table in load_tables(tmp_path / "kept")] == [[3, 3, 3]]
+
+
 def test_an_archive_of_an_archive_is_the_same(kept, tmp_path):
     archive_runs(kept, tmp_path / "again")
     lines = {name: data for name, data in tree(kept).items() if not name.endswith(".webp")}

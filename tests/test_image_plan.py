@@ -283,6 +283,14 @@ def test_a_run_of_a_further_seed_is_adopted(plan, tmp_path):
     assert saved["seeds_of"] == {"figure4": 5} and saved["experiments"] == ["figure4"]
 
 
+def test_adopting_leaves_device_and_processes_as_they_were_planned(plan, tmp_path):
+    several = smoke_plan(tmp_path / "several", gpus=2, device="cpu")
+    remember_plan(several, None)
+    (run,) = adopt([by_hand(several, tmp_path)], dataclasses.replace(several.choice, gpus=1, device="auto"))
+    (saved,) = read_plans(tmp_path / "several").values()
+    assert (saved["gpus"], saved["device"], run.gpus) == (2, "cpu", 2) and run.look().finished
+
+
 @pytest.mark.parametrize("seed", [None, "0", -1, 100, True])
 def test_a_run_without_a_seed_of_plans_is_not_adopted(plan, tmp_path, seed):
     with pytest.raises(UserError, match=rf"has the seed {seed!r}, and plans count"):

@@ -8,7 +8,7 @@ import time
 import pytest
 from image_plans import calls, smoke_plan, stand_ins
 
-from dnnlib import UserError
+from dnnlib import UserError, cores
 from experiments.images import probe, work
 from experiments.images.launchers import local_slots
 from experiments.images.run import How, run_plan
@@ -84,6 +84,14 @@ def test_slots_share_the_cores(monkeypatch):
     assert [slot["OMP_NUM_THREADS"] for slot in local_slots("cpu", 1, None)] == ["1"] * 8
     assert [slot["OMP_NUM_THREADS"] for slot in local_slots("cpu", 1, 2)] == ["4"] * 2
     assert len(local_slots("cpu", 4, None)) == 2
+
+
+@pytest.mark.parametrize(("limit", "right"), [("max 100000", 8), ("400000 100000", 4), ("250000 100000", 3), ("50000 100000", 1), ("?", 8)])
+def test_a_container_may_have_a_share_of_the_cores(monkeypatch, tmp_path, limit, right):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    monkeypatch.setattr(cores, "QUOTA_FILE", tmp_path / "cpu.max")
+    assert len(local_slots("cpu", 1, None)) == right
 
 
 def test_slots_share_the_gpus(monkeypatch):

@@ -1,5 +1,6 @@
 """Figures of runs as tables and verdicts: which snapshot a row looks at, what is missing, what a claim needs. Runs are stand-ins (image_plans)."""
 
+import dataclasses
 import json
 import math
 import re
@@ -11,7 +12,9 @@ from image_plans import smoke_plan, stand_ins
 
 from dnnlib import UserError
 from experiments.images import results, work
+from experiments.images.budgets import BUDGETS, Regime
 from experiments.images.claims import CLAIMS, at_stage, judge
+from experiments.images.experiments import EXPERIMENTS, LAST, Row
 from experiments.images.plan import Choice, make_plan, remember_plan
 from experiments.images.results import load_run, load_tables
 from experiments.images.run import How, run_plan
@@ -149,6 +152,32 @@ def test_a_run_from_elsewhere_is_read_too(out, tmp_path):
     assert run.figures == {} and run.kimg == 1 and run.seconds == 2.0
     with pytest.raises(UserError, match="is no run folder"):
         load_run(tmp_path)
+
+
+def test_what_is_measured_of_the_end_alone_is_not_missed_in_the_middle(out):
+    """A table that looks at both: no run has the figure at its first mark, and none is missing it."""
+    line = {"results": {"coverage_classwise_embedded_mean": 0.2, "coverage_classwise_embedded_worst": 0.1}, "metric": "coverage_classwise_embedded"}
+    line |= {"snapshot_pkl": "network-snapshot-000001.safetensors", "protocol": {"detector": "embedded"}}
+    rows = tuple(Row("StyleGAN2", "noaug", label=f"at {mark}", mark=mark) for mark in (0, LAST))
+    experiment = dataclasses.replace(EXPERIMENTS["figure4"], rows=rows, columns=("coverage", "worst class"), claims=())
+    shown = results._Loader(out, BUDGETS["smoke"], 3, "digits.zip").table(experiment)
+    assert "3 of 3 runs are not measured yet" in shown.note
+    for seed in range(3):
+        (run_folder(out, f"smoke-noaug-stylegan2-seed{seed}") / "metric-coverage_classwise_embedded.jsonl").write_text(json.dumps(line) + "\n")
+    shown = results._Loader(out, BUDGETS["smoke"], 3, "digits.zip").table(experiment)
+    assert "not measured yet" not in shown.note
+    assert [set(row.ours) for row in shown.rows] == [{"coverage"}, {"coverage", "worst class"}]
+
+
+def test_a_claim_looks_no_further_than_its_table(out):
+    """At runs that go on longer, as adopted ones may."""
+    before = table(out, "table4").claims
+    for folder in (out / "runs").glob("smoke-ada-*/00000-*"):
+        lines = (folder / "metric-prdc10k5_embedded.jsonl").read_text().splitlines()
+        further = json.loads(lines[-1]) | {"snapshot_pkl": "network-snapshot-000030.safetensors"}
+        further["results"] = {name: 0.001 * len(folder.parent.name) for name in further["results"]}
+        (folder / "metric-prdc10k5_embedded.jsonl").write_text("\n".join([*lines, json.dumps(further)]) + "\n")
+    assert table(out, "table4").claims == before
 
 
 def test_what_is_missing_is_said(out):
@@ -302,8 +331,10 @@ def test_c5_is_open_without_a_stage_that_all_have():
     assert verdict.holds is None and "there is no precision, mean over training, of StyleGAN2-ADA" in verdict.text.replace("Pairing-GAN", "StyleGAN2")
 
 
-def test_stages_are_matched_to_the_nearest(out):
+def test_stages_are_matched_to_the_nearest(out, monkeypatch):
     """The ticks of a run that was taken further lie elsewhere, by up to a hundredth and a half."""
+    smoke = BUDGETS["smoke"]
+    monkeypatch.setitem(BUDGETS, "smoke", dataclasses.replace(smoke, spacing=60, regimes={**smoke.regimes, "ada": Regime(1000)}))
     for number, folder in enumerate((out / "runs").glob("smoke-ada-*/00000-*")):
         path = folder / "metric-prdc10k5_embedded.jsonl"
         first, last = map(json.loads, path.read_text().splitlines())

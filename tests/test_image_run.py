@@ -259,15 +259,33 @@ def test_a_killed_process_leaves_neither_lock_nor_trainings_and_the_next_goes_on
     assert calls(scripts) == [("continue", hanging.key), ("measure", hanging.key), ("look", hanging.key)]
 
 
-def test_an_interrupt_ends_what_runs(plan, scripts):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_an_interrupt_ends_what_runs(plan, scripts, number):
     for run in plan.runs:
         (scripts / f"hang-train-{run.key}").touch()
     process = start_elsewhere(plan, scripts)
     wait_for(lambda: len(calls(scripts)) == 2)
     pids = [int(line.split()[2]) for line in (scripts / "calls.txt").read_text().splitlines()]
-    process.terminate()
+    process.send_signal(number)
     assert process.wait(30) != 0
     assert not any(map(psutil.pid_exists, pids)) and len(calls(scripts)) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_job_that_is_to_end_waits_for_its_training(plan, scripts, number):
+    """`make` in a queue: the process goes last, after the training has written its state. A stand-in takes its time for that."""
+    run = plan.runs[0]
+    (scripts / f"hang-train-{run.key}").touch()
+    slow = "import signal, time\nsignal.signal(15, lambda *_: (time.sleep(1), (here / 'state').touch(), sys.exit(143)))\n"
+    (scripts / "train.py").write_text((scripts / "train.py").read_text().replace('wait("train", key)', slow + 'wait("train", key)'))
+    text = DRIVER.replace("import How, run_plan", "import signals_as_interrupt\nfrom experiments.images.work import make_run")
+    text = text[: text.index("print(")] + "with signals_as_interrupt():\n    make_run(smoke_plan({out!r}).runs[0])\n"
+    text = text.format(root=str(ROOT), tests=str(ROOT / "tests"), scripts=str(scripts), out=str(plan.choice.out))
+    process = subprocess.Popen([sys.executable, "-c", text], stderr=subprocess.DEVNULL)
+    wait_for(lambda: (run.parent / "00000-made-here" / "training-state-000000.pt").exists())
+    time.sleep(0.5)  # until the stand-in listens
+    process.send_signal(number)
+    assert process.wait(30) != 0 and (scripts / "state").exists()
 
 
 def test_a_run_that_is_being_made_is_not_made_twice(plan, scripts):
@@ -293,6 +311,16 @@ def test_the_paper_budget_is_never_started_by_accident(plan, tmp_path):
 def test_finished_runs_teach_their_speed(plan, scripts):
     run_plan(plan, How(workers=2))
     assert set(Speed(plan.choice.out).training.values()) == {2.0}
+
+
+def test_runs_that_shared_a_gpu_do_not(plan, scripts):
+    """The last of them had more of it, and the probe has measured what it is to share."""
+    run_plan(plan, How(workers=2))
+    (plan.choice.out / "speed.json").unlink()
+    speed = Speed(plan.choice.out)
+    speed.sharing = 3
+    speed.learn(plan.runs[0], plan.runs[0].look().path)
+    assert speed.training == {} and not (plan.choice.out / "speed.json").exists()
 
 
 # The table.

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from report_runs import CLAIMS, COLUMNS, FIGURES, KIMG, PAPER, cells_of, make_ta
 
 from dnnlib import UserError
 from experiments.report import axes
+from experiments.report.charts import style
 from experiments.report.figures import kind_of, title_of
 from experiments.report.markup import VOID, Markup, element, join, number, with_spread
 from experiments.report.page import HTML_FILE, JSON_FILE, MARKDOWN_FILE, make_page
@@ -261,6 +263,17 @@ def test_the_same_data_give_the_same_bytes(tmp_path, example):
     table = example[2]
     pages = [make_page([table], [], tmp_path / name).read_bytes() for name in ("a", "b")]
     assert pages[0] == pages[1]
+
+
+def test_no_two_of_two_dozen_series_look_alike(tmp_path):
+    styles = {style(types.SimpleNamespace(colour=number)) for number in range(24)}
+    assert len(styles) == 24
+
+
+def test_a_run_that_was_made_twice_is_no_second_seed(tmp_path):
+    runs = [write_run(tmp_path / name, "StyleGAN2", 0) for name in ("00000-first", "00001-again")]
+    page = read(make_page([], runs, tmp_path / "out")).text
+    assert "2 runs" in page and "2 seeds" not in page
 
 
 def test_seeds_are_one_series_and_other_settings_another(tmp_path):

@@ -22,6 +22,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 from dnnlib import UserError
+from dnnlib.cores import available_cores
 from dnnlib.signals import STOP_SIGNALS, exit_code
 from torch_utils.roll_call import RollCall
 
@@ -68,7 +69,7 @@ def launch_local(script: str, arguments: Sequence[str], num_ranks: int) -> NoRet
     from torch.distributed.launcher.api import LaunchConfig
     from torch.distributed.run import main as torchrun
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_ranks, 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cores() // num_ranks, 1)))
     signals = ",".join(number.name for number in STOP_SIGNALS)
     passed_on = [f"--signals-to-handle={signals}"] if hasattr(LaunchConfig, "signals_to_handle") else []  # torch 2.9 may not have it
     code = 0

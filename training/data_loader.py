@@ -4,13 +4,13 @@ Small sets live on the training device as one uint8 tensor, large ones stream th
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from dnnlib import UserError
+from dnnlib.cores import available_cores
 from dnnlib.workers import ReadAhead
 from training.dataset import ImageFolderDataset, load_array
 
@@ -162,7 +162,7 @@ class StreamingLoader(_Loader):
 
     def __init__(self, dataset: ImageFolderDataset, stream: IndexStream, batch_size: int, device: torch.device, workers: int):
         super().__init__(dataset, stream, batch_size, device)
-        self._workers = min(workers, _available_cpus())  # more of them would only wait for each other
+        self._workers = min(workers, available_cores())  # more of them would only wait for each other
         self._batches: ReadAhead | None = None
 
     def _start(self) -> ReadAhead:
@@ -229,10 +229,6 @@ class _BatchReader:
         except UserError as error:
             return torch.zeros(0), labels, str(error)
         return torch.from_numpy(images), labels, ""
-
-
-def _available_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resident_bytes(dataset: ImageFolderDataset) -> int:

@@ -9,7 +9,7 @@ import shutil
 from dnnlib import UserError
 from experiments.images.folder_lock import hold
 from experiments.images.methods import METHODS, recognise
-from experiments.images.plan import Choice, Plan, PlannedRun, make_plan, remember_plan
+from experiments.images.plan import Choice, Plan, PlannedRun, make_plan, read_plans, remember_plan
 from experiments.images.run_state import RUN_FOLDER, look_at, read_options, run_folders, settings_difference
 from metrics.runs import SEED
 
@@ -21,7 +21,7 @@ def adopt(paths: list[pathlib.Path], choice: Choice, copy: bool = False) -> list
 
     Args:
         paths: run folders, or folders that hold one.
-        choice: the plan; its seeds are raised to those of the runs.
+        choice: the plan; its seeds are raised to those of the runs. Device and processes are those of the folder's plan, where it has one.
         copy: copy the folders instead of linking to them.
 
     Returns:
@@ -32,7 +32,9 @@ def adopt(paths: list[pathlib.Path], choice: Choice, copy: bool = False) -> list
     """
     folders = [_run_folder(path) for path in paths]
     seeds = max([choice.seeds or 0, *(_seed(folder) + 1 for folder in folders)])
-    plan = make_plan(Choice(**{**vars(choice), "seeds": seeds}))
+    saved = read_plans(choice.out).get(choice.budget, {})
+    where = {name: saved[name] for name in ("device", "gpus") if name in saved}
+    plan = make_plan(dataclasses.replace(choice, seeds=seeds, **where))
     with hold(choice.out, f"--out={choice.out}"):
         taken = [(folder, _counterpart(folder, plan)) for folder in folders]
         keys = [run.key for _, run in taken]

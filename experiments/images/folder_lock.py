@@ -43,9 +43,12 @@ def hold(folder: pathlib.Path, what: str) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise UserError(f"{what} is in use by {_holder(handle)}; wait until it ends, or give another --out") from error
             # Else this is a file system without locks, on which two at a time are the user's to prevent.
-        handle.truncate(0)
-        handle.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
-        handle.flush()
+        try:
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            os.ftruncate(handle.fileno(), 0)
+            os.write(handle.fileno(), json.dumps(holder).encode())  # nothing is left in a buffer, to fail once more at the end
+        except OSError as error:  # a full disk, say
+            raise UserError(f"cannot write {folder / LOCK_FILE}: {error.strerror or error}") from error
         yield
 
 

@@ -16,6 +16,8 @@ import threading
 import psutil
 
 GRACE_SECONDS = 30  # for a training to write a state and leave
+# What queues send before they take a machine away; a terminal's Ctrl-C is for the owner to decide on.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -49,7 +51,8 @@ def main(command: list[str]) -> int:
             pass
         end()
 
-    signal.signal(signal.SIGTERM, end)
+    for number in STOP_SIGNALS:
+        signal.signal(number, end)
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
     if ended.is_set():  # who waits for the tree takes its code away, and what is left reads as 0

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from dnnlib import UserError, atomic_write_text
+from dnnlib.cores import available_cores
 from dnnlib.json_files import read_json
 from experiments.images.commands import ROOT
 from experiments.images.plan import PlannedRun
@@ -34,11 +35,6 @@ LIVE_STATES = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "
 LOST_SECONDS = 30.0  # after a job has left the queue, within which its result must be seen
 
 
-def cores() -> int:
-    """Cores that this process may use; a queue or a container may leave it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def local_slots(device: str, gpus: int, workers: int | None) -> Slots:
     """One slot per core, with a thread each, or per GPU (per `gpus` of them); or as many as asked for, that share what there is.
 
@@ -49,8 +45,8 @@ def local_slots(device: str, gpus: int, workers: int | None) -> Slots:
     if count == 0:
         if device == "cuda":
             raise UserError("--device=cuda: torch finds no CUDA device here, use --device=cpu")
-        number = workers or max(cores() // gpus, 1)
-        threads = str(max(cores() // (number * gpus), 1))
+        number = workers or max(available_cores() // gpus, 1)
+        threads = str(max(available_cores() // (number * gpus), 1))
         return ({"OMP_NUM_THREADS": threads},) * number
     if gpus > count:
         raise UserError(f"--gpus={gpus}: this machine has {count} GPU(s)")
@@ -59,7 +55,7 @@ def local_slots(device: str, gpus: int, workers: int | None) -> Slots:
     if len(visible) >= count and all(visible):  # numbers within what this process may see
         sets = [",".join(visible[int(number)] for number in group.split(",")) for group in sets]
     number = workers or len(sets)
-    threads = str(max(cores() // (number * gpus), 1))
+    threads = str(max(available_cores() // (number * gpus), 1))
     return tuple({"CUDA_VISIBLE_DEVICES": sets[index % len(sets)], "OMP_NUM_THREADS": threads} for index in range(number))
 
 

@@ -14,7 +14,7 @@ from dnnlib.json_files import read_json_lines
 from experiments.images.budgets import BUDGETS, Budget, find_budget
 from experiments.images.claims import CLAIMS, Verdict, at_stage, judge
 from experiments.images.commands import difference
-from experiments.images.experiments import EXPERIMENTS, ImageExperiment, Row, choose
+from experiments.images.experiments import EXPERIMENTS, LAST, ImageExperiment, Row, choose
 from experiments.images.methods import recognise
 from experiments.images.plan import RUNS, read_plans, run_key
 from experiments.images.run_state import read_options, run_folders
@@ -40,6 +40,7 @@ class RunResult:
         figures: figure, named as in metric-*.jsonl -> kimg -> value.
         protocols: figure -> how it was measured, as its last line says; {} where it does not say.
         seconds: running time of the training; 0 where it is not known.
+        trained: thousand real images seen in that time.
     """
 
     method: str
@@ -51,6 +52,7 @@ class RunResult:
     figures: dict[str, dict[int, float]]
     protocols: dict[str, dict]
     seconds: float
+    trained: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +163,7 @@ def _load_run(path: pathlib.Path) -> RunResult:
         figures=figures,
         protocols=protocols,
         seconds=float(last.get("Timing/total_sec", {}).get("mean", 0)),
+        trained=float(last.get("Progress/kimg", {}).get("mean", 0)),
     )
 
 
@@ -289,13 +292,14 @@ class _Loader:
     def _verdict(self, name: str, experiment: ImageExperiment, columns: Sequence[str]) -> Verdict:
         """Judges a claim by the seeds that all of its methods have."""
         wanted = {row.method: row for row in experiment.rows if row.method in CLAIMS[name].methods}
-        seeds = [seed for seed in range(self.seeds) if all(self._has_end(row, seed, columns) for row in wanted.values())]
+        seeds = [seed for seed in range(self.seeds) if all(self._is_filled(row, seed, columns) for row in wanted.values())]
         runs = {method: [self._run(row, seed) for seed in seeds] for method, row in wanted.items()}
         rows: Rows = {method: {} for method in wanted}
         for method, own in runs.items():
             for column in columns:
                 rows[method][column] = [self._values(run, wanted[method], columns)[column] for run in own]
-        return judge(name, rows, self._add_stages(rows, runs, columns))
+        end = max(map(self._kimg, wanted.values())) + self.budget.spacing // 2  # an adopted run may be longer
+        return judge(name, rows, [kimg for kimg in self._add_stages(rows, runs, columns) if kimg <= end])
 
     def _add_stages(self, rows: Rows, runs: Mapping[str, Sequence[RunResult]], columns: Sequence[str]) -> list[int]:
         """Adds the figures at all stages that the runs share, the untrained start left out, to `rows`. Returns the stages."""
@@ -312,9 +316,11 @@ class _Loader:
                     rows[method][at_stage(column, kimg)] = [next(values) for _ in own]
         return [kimg for kimg in bands[0].kimg.tolist() if kimg > 0]
 
-    def _has_end(self, row: Row, seed: int, columns: Sequence[str]) -> bool:
+    def _is_filled(self, row: Row, seed: int, columns: Sequence[str]) -> bool:
+        """Whether the run of a row has all figures where the row looks; in the middle of runs, those that are measured there."""
         run = self._run(row, seed)
-        return run is not None and len(self._values(run, row, columns)) == len(columns)
+        wanted = columns if row.mark == LAST else [column for column in columns if self.budget.columns[column][0] in self.budget.metrics]
+        return run is not None and self._values(run, row, wanted).keys() == set(wanted)
 
     def _detector(self, runs: Sequence[RunResult]) -> str:
         names = {protocol["detector"] for run in runs for protocol in run.protocols.values() if protocol.get("detector")}
@@ -334,7 +340,7 @@ class _Loader:
             (row.method, self.budget.setting(row.setting), seed)
             for row in own
             for seed in range(self.seeds)
-            if not self._has_end(row, seed, columns)
+            if not self._is_filled(row, seed, columns)
         }
         lengths = ", ".join(f"{value:,}" for value in kimg)
         parts = [self.budget.note, *([self.budget.beside] if self.budget.beside and any(row.paper for row in experiment.rows) else [])]

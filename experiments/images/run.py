@@ -13,6 +13,7 @@ from dnnlib import UserError
 from experiments.images.board import Board
 from experiments.images.disk import check_disk
 from experiments.images.folder_lock import hold
+from experiments.images.guard import STOP_SIGNALS
 from experiments.images.launchers import Slots, launch_local, launch_slurm
 from experiments.images.plan import Plan, PlannedRun, read_plans, remember_plan
 from experiments.images.probe import places
@@ -93,7 +94,7 @@ def _make(plan: Plan, waiting: Sequence[PlannedRun], how: How, slots: Slots | No
     by_key = {run.key: run for run in waiting}
     failures: list[Outcome] = []
     try:
-        with _termination_as_interrupt():
+        with signals_as_interrupt():
             if slots is None:
                 outcomes = launch_slurm(waiting, plan.choice.out, how.slurm, stop, board.set)
             else:
@@ -121,8 +122,8 @@ def _learn(speed: Speed, run: PlannedRun) -> None:
 
 
 @contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Within the block SIGTERM does what Ctrl-C does, so that what was started is ended."""
+def signals_as_interrupt() -> Iterator[None]:
+    """Within the block the signals that queues send do what Ctrl-C does, so that what was started is ended, with a state to go on from."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -130,11 +131,12 @@ def _termination_as_interrupt() -> Iterator[None]:
     def interrupt(*_) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in STOP_SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def planned_run(plans: Sequence[Plan], key: str) -> PlannedRun:

@@ -134,8 +134,8 @@ class Speed:
         return Left(_times(to_train, self.training.get(self.kind(run))), None if None in parts else sum(parts))
 
     def learn(self, run: PlannedRun, path: pathlib.Path) -> None:
-        """Takes the speed of a run that has just been made here."""
-        if (measured := sec_per_kimg(path)) is not None:
+        """Takes the speed of a run that has just been made here. Where runs share a GPU it says little: the last ones have more of it."""
+        if self.sharing == 1 and (measured := sec_per_kimg(path)) is not None:
             self.training[self.kind(run)] = measured
             self.save()
 

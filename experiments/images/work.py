@@ -176,12 +176,18 @@ def execute(arguments: Sequence[str], output: pathlib.Path, environment: Mapping
         )
         if stop:
             stop.started(process.pid)
-        code = process.wait()
+        try:
+            code = process.wait()
+        except BaseException:  # this process is to end: the guard ends its tree, which writes a state first
+            process.stdin.close()
+            process.wait()
+            raise
         process.stdin.close()
         if stop:
             stop.ended(process.pid)
     if code != 0:
-        raise UserError(f"{pathlib.Path(arguments[0]).name} ended with code {code}: {last_words(output, start)} (all in {output})")
+        script = next(pathlib.Path(argument).name for argument in arguments if argument.endswith(".py"))
+        raise UserError(f"{script} ended with code {code}: {last_words(output, start)} (all in {output})")
 
 
 def last_words(output: pathlib.Path, start: int = 0) -> str:

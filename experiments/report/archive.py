@@ -93,7 +93,7 @@ def _measurements(run: RunResult) -> int:
 
 def _take(run: RunResult, parent: pathlib.Path, pictures: dict[str, Image.Image]) -> None:
     """Writes a run beside what the archive has of it, and then takes its place."""
-    unfinished = parent / f".{run.path.resolve().name}.tmp"
+    unfinished = parent / f".{run.path.name}.tmp"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -110,7 +110,7 @@ def _take(run: RunResult, parent: pathlib.Path, pictures: dict[str, Image.Image]
         (unfinished / ARCHIVE_FILE).write_text(json.dumps({"snapshots": sorted(measured.union(kept))}) + "\n")
         for folder in run_folders(parent):
             shutil.rmtree(folder)
-        unfinished.rename(parent / run.path.resolve().name)
+        unfinished.rename(parent / run.path.name)  # as it is looked for, whatever an adopted run was called where it was made
     except OSError as error:
         raise UserError(f"cannot archive {run.path} in {parent}: {error.strerror or error}") from error
 

@@ -20,7 +20,8 @@ from metrics.runs import Band, direction
 from metrics.trajectories import Plane
 from metrics.trajectory_figures import convex_hull
 
-COLOURS = 8  # page.css has so many; the next ones repeat them with dashes
+COLOURS = 8  # page.css has so many
+ROUNDS = ("", " again", " third")  # dashes and other swatches for the next ones
 PLANE_SIZE = (400, 340)
 CURVE_SIZE = (380, 220)
 LEFT, TOP, RIGHT, BOTTOM = 44, 20, 12, 38
@@ -93,7 +94,7 @@ def curve_chart(study: Study, figure: str, still: bool = False) -> Markup:
 
 def style(series: Series) -> str:
     """The class that gives marks the colour, and dashes, of a series."""
-    return f"s{series.colour % COLOURS}" + (" again" if series.colour >= COLOURS else "")
+    return f"s{series.colour % COLOURS}" + ROUNDS[min(series.colour // COLOURS, len(ROUNDS) - 1)]
 
 
 def _chart(title: str, words: str, size: tuple[int, int], parts: Sequence[Markup | None], kind: str) -> Markup:

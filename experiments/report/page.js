@@ -71,7 +71,9 @@
       for (const stack of stacks) {
         const images = all(stack, "img");
         const ofSeed = images.filter((image) => !choice || image.dataset.seed === choice.value);
-        const current = ofSeed.filter((image) => Number(image.dataset.kimg) <= kimg).pop() ?? ofSeed[0];
+        const seen = ofSeed.filter((image) => Number(image.dataset.kimg) <= kimg);
+        const later = (a, b) => (Number(b.dataset.kimg) >= Number(a.dataset.kimg) ? b : a);
+        const current = seen.length ? seen.reduce(later) : ofSeed[0];
         for (const image of images) image.hidden = image !== current;
         stack.querySelector(".when").textContent = current ? current.dataset.when : "no such seed";
       }

@@ -89,7 +89,8 @@ def _legend(study: Study) -> Markup:
     entries = []
     for series in study.series:
         if any(series.band(figure) is not None for figure in study.points):
-            seeds = count(len(series.group.runs), "seed")
+            runs = series.group.runs
+            seeds = count(len(runs), "seed" if len({run.seed for run in runs}) == len(runs) else "run")  # a run may have been made twice
             words = series.label if series.short == series.label else f"{series.short}: {series.label}"
             entries.append(element("li", element("span", class_="swatch"), words, " ", element("small", seeds), class_=style(series)))
     return element("ul", *entries, class_="legend")
@@ -146,7 +147,7 @@ def cost_section(runs: Sequence[RunResult], machine: str, anchors: Anchors) -> M
     rows = []
     for run in runs:
         name = row_head(run.method, element("a", run.method, href=f"#{anchors[run.path.resolve()]}"))
-        speed = f"{run.seconds / run.kimg:.1f}" if _known(run.seconds) and run.kimg else NONE
+        speed = f"{run.seconds / run.trained:.1f}" if _known(run.seconds) and _known(run.trained) else NONE
         cells = [seed_of(run).removeprefix("seed "), f"{run.kimg:,}", _time(run.seconds), speed, _time(_measuring(run.path)), _device(run.path)]
         rows.append(element("tr", name, *(element("td", cell) for cell in cells)))
     known = [run for run in runs if _known(run.seconds)]

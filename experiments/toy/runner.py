@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from dnnlib import UserError
+from dnnlib.cores import available_cores
 from dnnlib.format import format_time
 from experiments.toy.measures import NEAREST_K, NUM_SAMPLES, measure
 from experiments.toy.methods import Method, find_method
@@ -132,7 +133,7 @@ def difference(old: Any, new: Any, name: str = "") -> str:
 
 def _finished(jobs: Sequence[Job], workers: int | None) -> Iterator[Job]:
     """Runs the jobs, the longest first, and yields each when it is done."""
-    workers = min(len(jobs), (os.cpu_count() or 1) if workers is None else workers)
+    workers = min(len(jobs), available_cores() if workers is None else workers)
     if workers == 0:
         yield from map(run_job, jobs)
         return
