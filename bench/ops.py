@@ -172,7 +172,7 @@ def main(device: str, dtypes: str | None, size: tuple[int, ...], megabytes: floa
     on = torch.device(device)
     names = parse_dtypes(dtypes, on)
     backend.set_policy("native")
-    backend.used(device)  # builds them, or says why that cannot be
+    backend.implementation(device)  # builds them, or says why that cannot be
     kept = not fresh_memory and keep_freed_memory()
     line = {"bench": "ops", "device": device, "device_name": torch.cuda.get_device_name(on) if device == "cuda" else None}
     line |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "size": list(size), "megabytes": megabytes, "repeats": repeats}

@@ -24,7 +24,7 @@ from bench.train_speed import Runner, build_state, phase_times, step_seconds
 from dnnlib import EasyDict
 from dnnlib.cli import run_command
 from pairing.negatives import LatentGather
-from torch_utils.distributed import leave, sum_over_ranks
+from torch_utils.distributed import leave, sum_over_ranks_
 from training.options import Options
 from training.presets import PRESETS
 from training.state import TrainingState
@@ -77,7 +77,7 @@ def measure_rank(rank: int, group: str, options: Options, resolution: int, repea
         dist.init_process_group("gloo", init_method=f"{group}{number}", rank=rank, world_size=RANKS)
         together.append(step_seconds(state, phase_times(state, 1)))
     sizes = gradient_sizes(state)
-    exchange = {name: seconds_of(lambda n=size: sum_over_ranks(torch.zeros(n)), repeats) for name, size in sizes.items()}
+    exchange = {name: seconds_of(lambda n=size: sum_over_ranks_(torch.zeros(n)), repeats) for name, size in sizes.items()}
     figures = EasyDict(
         compute_sec=statistics.median(alone),
         step_sec=statistics.median(together),

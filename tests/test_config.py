@@ -12,6 +12,7 @@ from tiny_runs import CPU, write_data
 
 import train
 from dnnlib import EasyDict, UserError
+from torch_utils.ops import backend
 from training import config
 from training.augment import AUGPIPE_PRESETS
 from training.options import RESUME_SOURCES, Options, add_options, option_table
@@ -186,6 +187,14 @@ def test_auto_precision_becomes_what_the_device_is_made_for(monkeypatch, fast):
     assert resolved(device=CPU) == resolved(device=CPU, precision="bf16" if fast else "fp32")
     assert resolved(device=CUDA) == resolved(device=CUDA, precision="fp16")
     assert resolved(device=CUDA).precision == "fp16" and resolved(device=CPU).precision == ("bf16" if fast else "fp32")
+
+
+def test_a_plan_of_a_run_builds_no_ops(monkeypatch):
+    """Nor does it choose them for its process; what a run really has is found out where it starts."""
+    monkeypatch.setattr(backend, "_load", lambda *_: pytest.fail("the native ops were asked for"))
+    backend.set_policy("native")
+    args = config.resolve(Options(outdir="out", data="pics.zip", ops="auto"), {"ops"}, info(), CPU, ops="reference")
+    assert args.ops == "reference" and backend._policy == "native"
 
 
 def test_weight_zero_leaves_no_trace_in_the_configuration():

@@ -95,7 +95,7 @@ RANK = """
     if distributed.rank() == int(sys.argv[1]):
         distributed.leave(SystemExit(7), code=7)
         sys.exit(7)
-    print(f"sum {int(distributed.sum_over_ranks(torch.ones([])))}\\n", end="")  # in one piece: both write to one pipe
+    print(f"sum {int(distributed.sum_over_ranks_(torch.ones([])))}\\n", end="")  # in one piece: both write to one pipe
     distributed.leave()
 """
 

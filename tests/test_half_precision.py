@@ -30,7 +30,7 @@ def rounded(op):
 @pytest.fixture(params=["composition", "native"])
 def half_on_cpu(request, monkeypatch):
     """Blocks in float16 on the CPU, with the operators' composition or with the emulated native passes around the convolutions."""
-    if request.param == "native" and backend.used("cpu") != "native":
+    if request.param == "native" and backend.implementation("cpu") != "native":
         pytest.skip("the native ops cannot be built here")
     monkeypatch.setattr(synthesis, "block_dtype", lambda low_precision, device: low_precision or torch.float32)
     if request.param == "native":

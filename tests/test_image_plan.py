@@ -117,6 +117,9 @@ def test_every_run_of_every_experiment_is_a_command_that_train_py_takes(tmp_path
         augmentation = "ada" if "ada_target" in run.options else "noaug"
         assert augmentation == METHODS[run.method].augmentation
         assert run.command.startswith(f"python train.py --outdir={run.parent.as_posix()} ")
+    pairing = next(run for run in plan.runs if run.method == "Pairing-GAN").options
+    slower = recognise(pairing | {"P_opt_kwargs": {"lr": 0.001}})
+    assert slower.startswith("StyleGAN2, pairing weight 0.05") and slower.endswith("pairing lr 0.001")
     r3gan = next(run for run in plan.runs if run.method == "R3GAN")
     assert r3gan.options["loss_kwargs"]["r2_gamma"] == r3gan.options["loss_kwargs"]["r1_gamma"] == 0.1
 

@@ -117,6 +117,13 @@ def test_bytes_and_path_give_the_same():
         assert all(torch.equal(tensor, b[name].tensors[key]) for key, tensor in record.tensors.items())
 
 
+def test_reading_a_network_draws_no_random_number():
+    """--resume reads one between the seeding of a training and its first step."""
+    before = torch.get_rng_state()
+    load_network(GOLDEN)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_golden_networks_give_the_golden_images():
     expected = {key: torch.from_numpy(np.asarray(value)) for key, value in np.load(DATA / "sg2_network.npz").items()}
     loaded = load_network(GOLDEN)

@@ -23,7 +23,7 @@ formats = pytest.mark.parametrize(("device", "layout", "dtype"), FORMATS, ids=st
 
 @pytest.fixture(scope="module")
 def native():
-    if backend.used("cpu") != "native":
+    if backend.implementation("cpu") != "native":
         pytest.skip("the native ops cannot be built here")
 
 
@@ -188,7 +188,7 @@ def test_the_ops_themselves_take_any_strides(native, device, layout, kind):
     """As a compiler may hand them over."""
     from torch_utils.ops.native_modulation import ops
 
-    backend.used(device)
+    backend.implementation(device)
     x, scale, noise, bias, dy = operands(9, 2, 16, 4, 6, device=device, layout=layout)
     if kind == "expanded":
         x, dy = x[:1].expand_as(x), dy[:, :1].expand_as(dy)
@@ -214,7 +214,7 @@ def test_the_ops_themselves_take_any_strides(native, device, layout, kind):
 def test_operands_of_another_type_are_refused(native, device, layout):
     from torch_utils.ops.native_modulation import ops
 
-    backend.used(device)
+    backend.implementation(device)
     x, scale, noise, bias, dy = operands(5, 2, 4, 3, 3, device=device, layout=layout)
     with pytest.raises(RuntimeError, match=r"native modulate: an operand is torch\.float64 where torch\.float32 belongs"):
         ops.modulate(x, scale.double())
@@ -228,7 +228,7 @@ def test_operands_of_another_type_are_refused(native, device, layout):
 def test_opcheck(native, device, layout):
     from torch_utils.ops.native_modulation import ops
 
-    backend.used(device)
+    backend.implementation(device)
     x, scale, noise, bias, dy = operands(5, 2, 4, 3, 3, device=device, layout=layout)
     torch.library.opcheck(ops.modulate.default, (x, scale))
     torch.library.opcheck(ops.modulate_backward.default, (dy, x, scale))

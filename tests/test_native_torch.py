@@ -69,7 +69,7 @@ def test_compiled_without_gradients_the_native_ops_stand_in_the_graph(dynamic):
 
 def test_compilers_find_the_mark_that_they_look_for():
     """It is made by hand, since making it as torch does imports the compiler."""
-    assert vars(torch.compiler.assume_constant_result(lambda: None)).items() <= vars(backend.in_use).items()
+    assert vars(torch.compiler.assume_constant_result(lambda: None)).items() <= vars(backend.is_native).items()
 
 
 def gradient_penalty(x, w, b, f):
@@ -98,7 +98,7 @@ def test_a_gradient_penalty_by_torch_func_equals_the_one_by_autograd(how):
 def test_the_registrations_are_sound(device, last):
     x, _, b, f = (t.detach() for t in layer_inputs(device))
     x = x if last else x.contiguous()
-    backend.used(device)
+    backend.implementation(device)
     ops = torch.ops.pairing_gan
     spec = (1, 8, 0.0, 1.5, 0.8)
     torch.library.opcheck(ops.upfirdn2d.default, (x, f, [2, 1], [1, 1], [1, 2, -1, 2], False, 4.0))
@@ -197,9 +197,9 @@ def test_formats_without_native_ops_run_the_reference():
 
 
 def test_a_policy_holds_from_the_next_op_on():
-    assert backend.used("cpu") == "native"
+    assert backend.implementation("cpu") == "native"
     backend.set_policy("reference")
-    assert backend.used("cpu") == "reference" and backend.native("bias_act", torch.zeros(1)) is None
+    assert backend.implementation("cpu") == "reference" and backend.native("bias_act", torch.zeros(1)) is None
     with pytest.raises(UserError, match="--ops=fast"):
         backend.set_policy("fast")
 
@@ -221,7 +221,7 @@ def no_library(monkeypatch):
 def test_a_library_with_a_broken_op_is_none(monkeypatch, broken):
     from torch_utils.ops import native
 
-    assert backend.used("cpu") == "native"
+    assert backend.implementation("cpu") == "native"
     monkeypatch.setitem(native._functions, (broken, "cpu"), lambda *args: 1)
     with pytest.raises(BuildError, match=f"do not run here: native {broken} on cpu"):
         native._check(torch.device("cpu"))
@@ -231,7 +231,7 @@ def test_without_a_library_auto_warns_once_and_runs_the_reference(no_library, ca
     backend.set_policy("auto")
     x = torch.randn(2, 3)
     assert all(torch.equal(bias_act(x, act="relu", gain=1), x.relu()) for _ in range(3))
-    assert backend.used("cpu") == "reference"
+    assert backend.implementation("cpu") == "reference"
     assert capsys.readouterr().err.count("there is no compiler; install one") == 1
 
 
@@ -249,7 +249,7 @@ from torch_utils.ops import backend
 
 class Items(torch.utils.data.Dataset):
     def __len__(self): return 1
-    def __getitem__(self, index): return backend.used("cpu")
+    def __getitem__(self, index): return backend.implementation("cpu")
 
 if __name__ == "__main__":
     loader = torch.utils.data.DataLoader(Items(), num_workers=1, multiprocessing_context="spawn")

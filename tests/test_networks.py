@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from training.networks import Discriminator, Generator, MinibatchStdLayer, modulated_conv2d
+from training.networks.mapping import MappingNetwork
 
 DATA = pathlib.Path(__file__).parent / "data"
 CONFIGS = ["networks_cifar", "networks_default"]
@@ -154,6 +155,14 @@ def test_freeze_d_makes_buffers_from_the_image_side(count):
     frozen = {name.rsplit(".", 1)[0] for name, _ in D.named_buffers() if name.endswith("weight")}
     assert frozen == set(order[:count])
     assert set(D.state_dict()) == set(Discriminator(0, 16, 3, channel_base=256, channel_max=8).state_dict())
+
+
+def test_a_mapping_of_labels_alone_keeps_no_mean():
+    """As a discriminator has it: w comes out once, in training, too, and there is nothing to truncate towards."""
+    mapping = MappingNetwork(0, 10, 32, num_ws=None).train()
+    assert mapping(None, torch.eye(10)).shape == (10, 32) and "w_avg" not in mapping.state_dict()
+    with pytest.raises(ValueError, match="needs the running mean of w"):
+        mapping(None, torch.eye(10), truncation_psi=0.5)
 
 
 def test_truncation_and_noise_laws():

@@ -279,7 +279,7 @@ def test_a_damaged_state_is_passed_over_and_only_damaged_ones_are_refused(short,
 
 def test_a_run_keeps_to_the_ops_it_was_recorded_with(short, monkeypatch):
     """Continued where there are none of these, it is refused. Before there were native ops, "auto" stood for the reference."""
-    assert json.loads((short / "training_options.json").read_text())["ops"] == backend.used("cpu") != "auto"
+    assert json.loads((short / "training_options.json").read_text())["ops"] == backend.implementation("cpu") != "auto"
     asked = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "set_policy", asked.append)

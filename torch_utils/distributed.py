@@ -207,7 +207,7 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+def sum_over_ranks_(value: torch.Tensor) -> torch.Tensor:
     """Adds up a tensor over ranks, in place, and returns it."""
     if world_size() > 1:
         arrive()
@@ -215,9 +215,9 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+def mean_over_ranks_(value: torch.Tensor) -> torch.Tensor:
     """Averages a tensor over ranks, in place, and returns it."""
-    return sum_over_ranks(value).div_(world_size()) if world_size() > 1 else value
+    return sum_over_ranks_(value).div_(world_size()) if world_size() > 1 else value
 
 
 def exchange_gradients(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
@@ -232,7 +232,7 @@ def exchange_gradients(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """
     parameters = [p for p in parameters if p.requires_grad]
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-    mean_over_ranks(flat)
+    mean_over_ranks_(flat)
     bad = (~torch.isfinite(flat)).sum()
     torch.nan_to_num(flat, nan=0.0, posinf=1e5, neginf=-1e5, out=flat)
     for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):

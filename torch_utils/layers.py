@@ -26,7 +26,7 @@ def normalize_2nd_moment(x: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> to
 def block_dtype(low_precision: torch.dtype | None, device: torch.device) -> torch.dtype:
     """The dtype in which a block computes on `device`: bfloat16 anywhere but on MPS, float16 on CUDA only, else float32.
 
-    A network that was trained in half precision so runs everywhere, on a CPU with more digits than it was trained with.
+    So a network that was trained in half precision runs everywhere: on a CPU in float32, with more digits than it was trained with.
     """
     supported = {"cuda": (torch.float16, torch.bfloat16), "cpu": (torch.bfloat16,)}.get(device.type, ())
     return low_precision if low_precision in supported else torch.float32

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from dnnlib import EasyDict
-from torch_utils.distributed import sum_over_ranks, world_size
+from torch_utils.distributed import sum_over_ranks_, world_size
 
 # (name, device type) -> [count, sum, sum of squares] since the last fold, on the values' device and always in the same memory
 _moments: dict[tuple[str, str], torch.Tensor] = {}
@@ -105,7 +105,7 @@ class Collector:
             return
         deltas = np.stack([gathered.get(name, np.zeros(3)) for name in names])
         if world_size() > 1:
-            deltas = sum_over_ranks(torch.from_numpy(deltas).to("cuda" if dist.get_backend() == "nccl" else "cpu")).cpu().numpy()
+            deltas = sum_over_ranks_(torch.from_numpy(deltas).to("cuda" if dist.get_backend() == "nccl" else "cpu")).cpu().numpy()
         self._delta = dict(zip(names, deltas))
 
     def num(self, name: str) -> int:

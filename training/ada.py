@@ -11,6 +11,9 @@ import torch
 
 from dnnlib import UserError
 
+ADA_TARGET = 0.6
+ADA_KIMG = 500
+
 
 def adjust_strength(p: torch.Tensor, mean_sign: torch.Tensor, target: float, num_images: int, ada_kimg: float) -> torch.Tensor:
     """One adjustment of p (Karras et al. 2020, "Training GANs with Limited Data", section 3, heuristic r_t).
@@ -45,7 +48,7 @@ class AdaController:
         UserError: target, interval or ada_kimg outside of their ranges.
     """
 
-    def __init__(self, p: torch.Tensor, target: float = 0.6, interval: int = 4, ada_kimg: float = 500):
+    def __init__(self, p: torch.Tensor, target: float = ADA_TARGET, interval: int = 4, ada_kimg: float = ADA_KIMG):
         if not 0 <= target <= 1:
             raise UserError(f"the ADA target is {target}, it has to be between 0 and 1")
         if interval < 1 or ada_kimg <= 0:

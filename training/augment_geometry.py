@@ -146,7 +146,7 @@ def warp(images: torch.Tensor, linear: torch.Tensor, shift: torch.Tensor, taps: 
     """
     height, width = images.shape[2:]
     x, y = _touched_ranges(linear, shift, width, height, len(taps))
-    dense = max(height, width) <= DENSE_MAX_SIZE[backend.used(images.device.type)]
+    dense = max(height, width) <= DENSE_MAX_SIZE[backend.implementation(images.device.type)]
     fine = (_enlarge_dense if dense else _enlarge_filtered)(images, x, y, taps)
     sampled = grid_sample(fine, _sampling_grid(linear, shift, x, y, len(taps)).to(images.dtype))
     return _shrink_dense(sampled, x, y, taps) if dense else upfirdn2d(sampled, taps, down=2, flip_filter=True)

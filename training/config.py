@@ -1,6 +1,7 @@
 """From options to the configuration of a run: presets filled in, combinations checked, the name of the run folder.
 
-The configuration is an `EasyDict` of plain values with StyleGAN2-ADA's keys in its order; it is what training_options.json holds.
+The configuration is an `EasyDict` of plain values with StyleGAN2-ADA's keys in its order; it is what training_options.json holds. A few of these
+are for readers of that file alone: every `class_name`, `image_snapshot_ticks`, `pin_memory` and `prefetch_factor` change nothing here.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from torch_utils.allocator import keep_freed_memory
 from torch_utils.distributed import launched
 from torch_utils.ops import backend
 from training import graphs
+from training.ada import ADA_KIMG, ADA_TARGET
 from training.augment import AUGPIPE_PRESETS
 from training.dataset import ImageFolderDataset
 from training.networks.discriminator import count_freezable
 from training.options import RESUME_SOURCES, Options
 from training.presets import PRESETS, Preset, for_data
 
-ADA_TARGET = 0.6
 FIGURES = ("_precision", "_recall", "_coverage", "_mean", "_worst")  # what metrics of several figures add to their names; each is better one way
 # Where, how fast and with which records a run is made, and where its data lie: none of it changes what is trained. What the precision does is
 # said by the networks' own options.
@@ -226,7 +227,7 @@ def _augmentation(args: EasyDict, o: Options, preset: Preset) -> None:
         args.augment_p = o.p
     if o.aug != "noaug":
         args.augment_kwargs = EasyDict(class_name="training.augment.AugmentPipe", **AUGPIPE_PRESETS[o.augpipe or "bgc"])
-    if preset.ada_kimg != 500:
+    if preset.ada_kimg != ADA_KIMG:
         args.ada_kimg = preset.ada_kimg
     if o.resume != "noresume":
         args.resume_pkl = RESUME_SOURCES.get(o.resume, o.resume)
@@ -234,7 +235,13 @@ def _augmentation(args: EasyDict, o: Options, preset: Preset) -> None:
         args.ema_rampup = None  # the transferred average is worth keeping from the first step on
 
 
-def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.device) -> EasyDict:
+def _settle_ops(o: Options, device: torch.device) -> str:
+    backend.set_policy(o.ops)
+    trains = o.gpus == 1 or launched()  # or else this process starts the ranks, and would keep memory of their first GPU
+    return backend.implementation(device.type, try_out=trains)
+
+
+def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.device, ops: str | None = None) -> EasyDict:
     """The configuration of a run, without its folder.
 
     Args:
@@ -242,13 +249,13 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
         typed: names of the options that the user gave.
         data: of the training set as found (before --subset and --mirror).
         device: where the run will be.
+        ops: `native` or `reference`; None: what --ops comes to here, which is then the policy of this process and may build the native ops.
 
     Raises:
         UserError: options that contradict one another or the data, or a batch that does not divide.
     """
     o = options
     _check_combinations(o, typed, data, device)
-    backend.set_policy(o.ops)
     preset = for_data(PRESETS[o.cfg], data.resolution, o.gpus)
     _check_freezing(o, preset, data)
     batch, batch_gpu, mbstd = _batch_arithmetic(o, preset, o.gpus, pairing=o.pairing_weight > 0)
@@ -274,8 +281,7 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
         args.cudnn_benchmark = False
     if o.allow_tf32 or precision == "tf32":
         args.allow_tf32 = True
-    trains = o.gpus == 1 or launched()  # or else this process starts the ranks, and would keep memory of their first GPU
-    args.update(device=device.type, ops=backend.used(device.type, try_out=trains))
+    args.update(device=device.type, ops=_settle_ops(o, device) if ops is None else ops)
     args.update(graphs=graphs.choose(o.graphs, device, o.gpus, o.compile), compile=o.compile)
     args.update(precision=precision, kimg_per_tick=o.tick, keep_snapshots=o.keep)
     if o.best is not None:

@@ -14,7 +14,7 @@ from torch import nn
 from pairing.losses import binary_pairing, infonce, mode_seeking
 from pairing.negatives import LatentGather, further_latents
 from torch_utils import training_stats
-from torch_utils.distributed import mean_over_ranks
+from torch_utils.distributed import mean_over_ranks_
 from training import objectives
 
 PHASES = ("Gmain", "Greg", "Gboth", "Dmain", "Dreg", "Dboth")
@@ -177,7 +177,7 @@ class StyleGAN2Loss:
         n = max(len(z) // self.pl_batch_shrink, 1)
         img, ws, _ = self.run_G(z[:n], c[:n])
         lengths = objectives.path_lengths(img, ws)
-        mean = mean_over_ranks(lengths.detach().mean())
+        mean = mean_over_ranks_(lengths.detach().mean())
         # A constant of this step: its own gradient would be a hundredth (pl_decay) of how far the batch's mean is from it.
         self.pl_mean.copy_(self.pl_mean.lerp(mean, self.pl_decay))  # in place: a CUDA graph knows addresses
         penalty = (lengths - self.pl_mean).square()

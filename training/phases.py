@@ -56,7 +56,7 @@ def build_phases(
     device: torch.device,
     capturable: bool = False,
 ) -> list[Phase]:
-    """Gmain, Greg, Dmain, Dreg in that order, without those whose loss is nothing.
+    """Gmain, Greg, Dmain, Dreg in that order, leaving out those whose weight is 0.
 
     P moves with G in one optimiser step (paper, equation 3), at its own learning rate.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from training.ada import ADA_KIMG
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
@@ -24,7 +26,7 @@ class Preset:
     w_dim: int = 512
     regularize_path: bool = True  # path length and style mixing
     d_architecture: str = "resnet"
-    ada_kimg: int = 500
+    ada_kimg: int = ADA_KIMG
     map_lr: float | None = None  # learning rate of G's mapping network relative to the rest; None: the network's default, 0.01
     d_map_layers: int | None = None  # depth of D's label embedding; None: the network's default, 8
 

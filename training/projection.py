@@ -61,7 +61,7 @@ class Projection:
 
     Attributes:
         steps: w after each step, float32 [num_steps, w_dim] on the CPU; the last one is the result.
-        distances: of the images in front of each step, with noise on w and the optimised noise images [num_steps].
+        distances: of the images before each step, with noise on w and the optimised noise images [num_steps].
     """
 
     steps: torch.Tensor

@@ -12,8 +12,8 @@ from dnnlib import EasyDict, UserError
 from pairing.adaptive import PairingController, PairingWarmUp
 from pairing.network import PairingNetwork
 from torch_utils.checkpoint import NetworkRecord
-from torch_utils.distributed import gather_objects, mean_over_ranks, rank, sum_over_ranks, world_size
-from training.ada import AdaController
+from torch_utils.distributed import gather_objects, mean_over_ranks_, rank, sum_over_ranks_, world_size
+from training.ada import ADA_KIMG, AdaController
 from training.augment import AugmentPipe
 from training.data_loader import LabelTable
 from training.dataset import ImageFolderDataset
@@ -24,7 +24,6 @@ from training.networks import Discriminator, Generator, network_record
 from training.phases import Batch, Phase, build_phases, report_times, run_phase, timed
 
 CONTROL_INTERVAL = 4  # batches between two steps of the controllers
-ADA_KIMG = 500
 COUNTERS = ("cur_nimg", "batch_idx", "cur_tick", "nonfinite", "bad_streak", "told_nonfinite", "snapshot_nimg")
 
 
@@ -143,13 +142,13 @@ class TrainingState:
         self.cur_nimg += batch_size
         self.batch_idx += 1
         for controller in self._controllers().values():
-            controller.update(self.batch_idx, batch_size, sum_over_ranks)
+            controller.update(self.batch_idx, batch_size, sum_over_ranks_)
 
     @torch.no_grad()
     def share_averages(self) -> None:
-        """Makes the running mean of w, into which every rank takes the latents that it draws itself, that of all ranks. To be called by all."""
-        w_avg = mean_over_ranks(self.G.mapping.w_avg)
-        self.G_ema.mapping.w_avg.copy_(w_avg)
+        """Averages the running mean of w over ranks, in G and G_ema: each rank takes only the latents into it that it draws. All ranks must call."""
+        mean_over_ranks_(self.G.mapping.w_avg)
+        self.G_ema.mapping.w_avg.copy_(self.G.mapping.w_avg)
 
     def _controllers(self) -> dict:
         named = {"ada": self.ada, "pairing": self.pairing_control}

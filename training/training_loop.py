@@ -45,7 +45,7 @@ def set_backends(args: EasyDict) -> None:
     """
     # What `config.resolve` found out is recorded, so a continued run asks for just that. Runs of before there were native ops say "auto".
     backend.set_policy("reference" if args.get("ops", "auto") == "auto" else args.ops)
-    backend.used(args.device)  # built or refused now, not in the middle of a step
+    backend.implementation(args.device)  # built or refused now, not in the middle of a step
     torch.backends.cudnn.benchmark = args.get("cudnn_benchmark", True)
     torch.backends.cuda.matmul.allow_tf32 = args.get("allow_tf32", False)
     torch.backends.cudnn.allow_tf32 = args.get("allow_tf32", False)
@@ -105,7 +105,8 @@ class Trainer:
 
     def _load(self, saved: dict) -> None:
         if saved.get("data", self.data_digest) != self.data_digest:
-            raise UserError(f"{self.dataset.path} does not hold the images and labels that {self.run.path} was trained on so far; bring them back")
+            found = f"{self.dataset.path} does not hold the images and labels that {self.run.path} was trained on so far"
+            raise UserError(f"{found}; restore that data set, or say with --data where it is")
         try:
             self.state.load_state_dict(saved["training"])
             self.loader.load_state_dict(saved["loader"])

@@ -1,7 +1,7 @@
 """Transfer learning (--resume): a new run starts from trained networks, also of another resolution, label count, channel count or width.
 
-What has the same name and shape in both is copied bit for bit, all else stays at its start, and both are told. Freeze-D (--freezed) is told here,
-too. Going on exactly with a run of one's own is something else: training.state and training.run_files.
+What has the same name and shape in both is copied bit for bit, all else stays at its start, and the log says which is which. So it does
+of Freeze-D (--freezed). Going on exactly with a run of one's own is something else: training.state and training.run_files.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def configuration(arguments: Sequence[str], data: config.DataInfo) -> EasyDict:
     options, typed = parse_options(arguments)
     # The plan may be made elsewhere than the run, so a device that is not here is no reason to fail.
     device = config.choose_device(options.device) if options.device == "auto" else torch.device(options.device)
-    return config.resolve(options, typed, data, device)
+    return config.resolve(options, typed, data, device, ops="reference")  # which no run is known by
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], as_planned: bool = True) -> str:

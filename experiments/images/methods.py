@@ -101,7 +101,7 @@ def _known_terms() -> dict[str, dict[str, Any]]:
     for name, method in METHODS.items():
         arguments = [option.format(gamma=1, half=1) for option in method.options]
         options, typed = parse_options(["--data=any", "--outdir=any", "--cond=1", "--cfg=cifar-small", *arguments])
-        known[name] = _terms(config.resolve(options, typed, data, torch.device("cpu")))
+        known[name] = _terms(config.resolve(options, typed, data, torch.device("cpu"), ops="reference"))
     return known
 
 
@@ -116,6 +116,8 @@ def _terms(options: Mapping[str, Any]) -> dict[str, Any]:
         terms["embedding"] = options["P_kwargs"].get("embed_dim")
         terms["tower_width"] = options["P_kwargs"].get("width", 1)
         terms["view"] = options["P_kwargs"].get("view")
+        rates = options.get("P_opt_kwargs", {}).get("lr"), options.get("G_opt_kwargs", {}).get("lr")
+        terms |= {"pairing_lr": rates[0]} if rates[0] != rates[1] else {}
     if "pairing_target" in options:
         terms["pairing_target"] = options["pairing_target"]
     if "pairing_warmup" in options:

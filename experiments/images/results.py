@@ -202,12 +202,19 @@ class _Loader:
         rows = tuple(self._row(row, columns) for row in experiment.rows)
         runs = list({run.path: run for row in rows for run in row.runs}.values())
         check_protocols(load_runs([run.path for run in runs]) if runs else [])
-        verdicts = tuple(self._verdict(name, experiment, columns) for name in experiment.claims)
-        note = self._note(experiment, columns)
-        budget = self.budget
-        head = experiment.name, experiment.title, budget.name, budget.title
-        differences, training = self._differences(experiment, rows, columns), self._training(experiment, runs)
-        return TableResult(*head, self._detector(runs), columns, rows, verdicts, note, differences, training)
+        return TableResult(
+            name=experiment.name,
+            title=experiment.title,
+            budget_name=self.budget.name,
+            budget=self.budget.title,
+            detector=self._detector(runs),
+            columns=columns,
+            rows=rows,
+            claims=tuple(self._verdict(name, experiment, columns) for name in experiment.claims),
+            note=self._note(experiment, columns),
+            differences=self._differences(experiment, rows, columns),
+            training=self._training(experiment, runs),
+        )
 
     def _training(self, experiment: ImageExperiment, runs: Sequence[RunResult]) -> str:
         """The training set, how much of it, and the precisions of the runs that are there."""

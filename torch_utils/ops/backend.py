@@ -1,7 +1,7 @@
 """The one seam between an op and its implementations: a policy for the process, and a table of native implementations.
 
 An op that has one function for all of it calls `native(name, x)`; where that gives a callable, it is used instead of the reference. Others,
-which are native for some arguments only, ask `in_use`. Either builds or loads the library of native ops for a type of device where that has
+which are native for some arguments only, ask `is_native`. Either builds or loads the library of native ops for a type of device where that has
 not been done; importing this module does neither.
 """
 
@@ -45,7 +45,7 @@ def set_policy(policy: str) -> None:
     _policy = policy
 
 
-def used(device_type: str, try_out: bool = True) -> str:
+def implementation(device_type: str, try_out: bool = True) -> str:
     """What ops run on devices of a type (`cpu`, `cuda`, ...), `native` or `reference`: for the record of a run.
 
     Builds or loads the native ops if the policy wants them and that has not been done. To be called before the first step, so that a build
@@ -58,11 +58,11 @@ def used(device_type: str, try_out: bool = True) -> str:
     Raises:
         UserError: the policy is `native`, and they cannot be had.
     """
-    return "native" if in_use(device_type, try_out) else "reference"
+    return "native" if is_native(device_type, try_out) else "reference"
 
 
-def in_use(device_type: str, try_out: bool = True) -> bool:
-    """Whether native ops run on devices of this type. As `used`."""
+def is_native(device_type: str, try_out: bool = True) -> bool:
+    """Whether native ops run on devices of this type. As `implementation`."""
     if _policy == "reference" or device_type not in DTYPES:
         return False
     failure = _load(device_type, try_out)
@@ -73,7 +73,7 @@ def in_use(device_type: str, try_out: bool = True) -> bool:
 
 # A compiler of graphs shall neither look into this nor guard on it: what is in use does not change while a process trains. The mark is all
 # that torch.compiler.assume_constant_result makes, which imports the whole compiler for it: half the time in which a command starts.
-in_use._dynamo_marked_constant = True
+is_native._dynamo_marked_constant = True
 
 
 def native(name: str, x: torch.Tensor) -> Callable | None:
@@ -83,7 +83,7 @@ def native(name: str, x: torch.Tensor) -> Callable | None:
         UserError: the policy is `native`, and there are no native ops to be had for the device.
     """
     device_type = x.device.type
-    if not in_use(device_type) or x.dtype not in DTYPES[device_type]:
+    if not is_native(device_type) or x.dtype not in DTYPES[device_type]:
         return None
     return _natives.get(name)
 

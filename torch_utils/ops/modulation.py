@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from torch_utils.ops import backend
-from torch_utils.ops.autograd_calls import traced_with_gradients
+from torch_utils.ops.autograd_calls import positional, traced_with_gradients
 from torch_utils.ops.bias_act import ACTIVATIONS, NO_CLAMP, SLOPES, bias_act
 
 
@@ -64,13 +64,14 @@ def _runs_native(x: torch.Tensor) -> bool:
     if x.dtype not in backend.DTYPES.get(kind, ()):
         return False
     dense = x.is_contiguous(memory_format=torch.channels_last) or (kind == "cuda" and x.is_contiguous())
-    return dense and backend.in_use(kind) and not traced_with_gradients()
+    return dense and backend.is_native(kind) and not traced_with_gradients()
 
 
 class _Modulate(torch.autograd.Function):
     """The native pass; its gradient is one, too, unless it is to be differentiated again."""
 
     @staticmethod
+    @positional
     def forward(x, styles):
         return _ops().modulate(x, styles)
 
@@ -90,6 +91,7 @@ class _Epilogue(torch.autograd.Function):
     """As `_Modulate`."""
 
     @staticmethod
+    @positional
     def forward(x, scale, noise, bias, slope, gain, clamp):
         return _ops().epilogue(x, scale, noise, bias, slope, gain, clamp)
 

@@ -54,7 +54,7 @@ _functions: dict[tuple[str, str], Callable] = {}  # by name and kind of device
 
 
 def load(kind: str, build: bool = True, try_out: bool = True) -> None:
-    """Makes the ops ready on devices of type `kind`, `cpu` or `cuda`; `build` as in `custom_ops.load`, `try_out` as in `backend.used`.
+    """Makes the ops ready on devices of type `kind`, `cpu` or `cuda`; `build` as in `custom_ops.load`, `try_out` as in `backend.implementation`.
 
     Raises:
         BuildError: the library cannot be built or loaded, or, tried out, does not compute what it should.

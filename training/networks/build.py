@@ -53,10 +53,10 @@ def build_network(record: NetworkRecord, what: str = "the network") -> nn.Module
         _check_arguments(record.kwargs)
         if odd := [name for name, tensor in record.tensors.items() if not tensor.is_floating_point()]:
             raise ValueError(f"its {odd[0]} is of {record.tensors[odd[0]].dtype}")
-        with torch.device("meta"):
-            CLASSES[record.class_name](**record.kwargs).load_state_dict(record.tensors, assign=True)
-        module = CLASSES[record.class_name](**record.kwargs)
-        module.load_state_dict(record.tensors)
+        with torch.device("meta"):  # where no memory is taken and no random number drawn
+            module = CLASSES[record.class_name](**record.kwargs)
+        module.load_state_dict(record.tensors, assign=True)
+        module.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in record.tensors.items()}, assign=True)
     except BUILD_ERRORS as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{what} does not fit {record.class_name}: {reason[:400]}") from error

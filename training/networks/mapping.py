@@ -38,7 +38,8 @@ class MappingNetwork(nn.Module):
         w_avg_beta: float | None = 0.995,
     ):
         super().__init__()
-        self.z_dim, self.c_dim, self.w_dim, self.num_ws, self.num_layers, self.w_avg_beta = z_dim, c_dim, w_dim, num_ws, num_layers, w_avg_beta
+        self.z_dim, self.c_dim, self.w_dim, self.num_ws, self.num_layers = z_dim, c_dim, w_dim, num_ws, num_layers
+        self.w_avg_beta = w_avg_beta if num_ws is not None else None  # a mapping that serves a discriminator keeps no mean
         embed_features = (w_dim if embed_features is None else embed_features) if c_dim > 0 else 0
         layer_features = w_dim if layer_features is None else layer_features
         if c_dim > 0:
@@ -47,7 +48,7 @@ class MappingNetwork(nn.Module):
         for index in range(num_layers):
             layer = FullyConnectedLayer(features[index], features[index + 1], activation=activation, lr_multiplier=lr_multiplier)
             setattr(self, f"fc{index}", layer)
-        if num_ws is not None and w_avg_beta is not None:
+        if self.w_avg_beta is not None:
             self.register_buffer("w_avg", torch.zeros([w_dim]))
 
     def forward(
@@ -89,7 +90,7 @@ class MappingNetwork(nn.Module):
     def _truncate(self, ws: torch.Tensor, psi: float, cutoff: int | None) -> torch.Tensor:
         if psi == 1:
             return ws
-        if self.w_avg_beta is None or self.num_ws is None:
+        if self.w_avg_beta is None:
             raise ValueError("truncation needs the running mean of w, which this network does not keep")
         truncated = self.w_avg.lerp(ws, psi)
         if cutoff is None:
