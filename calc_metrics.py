@@ -33,7 +33,7 @@ from metrics.feature_cache import FeatureCache
 from metrics.feature_files import FeatureFile, check_feature_path, is_feature_file, load_features, save_features
 from metrics.features import succeed_together
 from metrics.sources import DataSide, FileSide, GeneratorSide, Images, PassOptions, Side, check_sizes
-from torch_utils.distributed import MESSAGE_TIMEOUT, broadcast_object
+from torch_utils.distributed import MESSAGE_TIMEOUT, broadcast_object, own_device
 from training.config import choose_device
 from training.dataset import ImageFolderDataset
 from training.networks import load_network
@@ -111,9 +111,7 @@ def _start(device: str, gpus: int) -> torch.device:
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if gpus > 1 and ranks != gpus:
         raise UserError(f"--gpus={gpus} needs that many processes, found {ranks}; start it by `torchrun --nproc-per-node={gpus} calc_metrics.py ...`")
-    chosen = choose_device(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    chosen = own_device(choose_device(device))
     if ranks > 1:
         torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=MESSAGE_TIMEOUT)
     return chosen

@@ -54,8 +54,10 @@ def main(ctx, source, dest, max_images, resize_filter, transform, width, height,
     opened = open_source(source, labels, max_images)
     click.echo(f"{source}: {opened.count} images, labels: {opened.about_labels}")
     if opened.others:
-        kinds = ", ".join(f"{printable(kind)}: {count}" for kind, count in opened.others.most_common(MAX_OTHER_KINDS))
-        click.echo(f"{opened.others.total()} other files are passed over ({kinds})")
+        shown = opened.others.most_common(MAX_OTHER_KINDS)
+        rest = opened.others.total() - sum(count for _, count in shown)
+        kinds = [f"{printable(kind)}: {count}" for kind, count in shown] + ([f"others: {rest}"] if rest else [])
+        click.echo(f"files of other kinds, passed over: {', '.join(kinds)}")
     summary = convert_dataset(opened, dest, resize, convert, lambda items: tqdm.tqdm(items, total=opened.count, unit="image", disable=None))
     print_summary(dest, summary, opened.label_names)
 

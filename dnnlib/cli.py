@@ -59,7 +59,9 @@ def _at_home(argument: str) -> str:
 def run_command(command: click.Command, args: Sequence[str] | None = None) -> None:
     """Runs a click command as a script: UserError becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130."""
     try:
-        result = command.main(args=list(map(_at_home, sys.argv[1:] if args is None else args)), standalone_mode=False)
+        if args is not None or os.name != "nt":  # on Windows click itself expands what was typed, if it is left to it
+            args = list(map(_at_home, sys.argv[1:] if args is None else args))
+        result = command.main(args=args, standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
     except click.exceptions.Abort:
         sys.exit(130)

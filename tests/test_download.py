@@ -331,10 +331,13 @@ def test_a_page_in_place_of_a_network_is_not_kept(server, cache):
     """Servers answer with one, and code 200, where a link has expired."""
     server.content = b"<!DOCTYPE html><p>Please log in."
     path = fetch(f"{server.url}/net.pkl")
-    with pytest.raises(UserError, match="; it was downloaded, and is removed"):
+    with pytest.raises(UserError, match=r"is a web page, .*; it is removed"):
         load_network(path)
     server.content = CONTENT
     assert names(cache) == [] and fetch(f"{server.url}/net.pkl").read_bytes() == CONTENT
+    with pytest.raises(UserError):
+        load_network(path)
+    assert path.is_file()  # what cannot be read for another reason stays
 
 
 def test_only_downloads_are_discarded(server, cache, tmp_path):

@@ -78,7 +78,8 @@ def test_a_probe_that_makes_no_step_in_time_is_told(plan, scripts, monkeypatch):
 # Places.
 
 
-def test_slots_share_the_cores(monkeypatch):
+def test_slots_share_the_cores(monkeypatch, tmp_path):
+    monkeypatch.setattr(cores, "QUOTA_FILE", tmp_path / "absent")
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)  # those that a queue gives a job
     assert [slot["OMP_NUM_THREADS"] for slot in local_slots("cpu", 1, None)] == ["1"] * 8

@@ -5,6 +5,7 @@ import pathlib
 from types import SimpleNamespace
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 import torch
@@ -212,6 +213,15 @@ def test_pictures_of_any_mode_for_networks_of_any_channels(tmp_path, channels, m
     assert np.array_equal(picture.permute(1, 2, 0).numpy().squeeze(), np.array(image.convert(mode)))
     found = project(G, picture.float() / 127.5 - 1, perceptual_distance("embedded", CPU), settings=Settings(num_steps=1, mean_samples=10))
     assert found.distances.isfinite().all()
+
+
+def test_a_photo_is_seen_upright(tmp_path):
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = 6
+    image = PIL.Image.fromarray(np.random.RandomState(0).randint(0, 256, [16, 16, 3], dtype=np.uint8))
+    image.save(tmp_path / "photo.png", exif=exif)
+    picture = projector.read_target(str(tmp_path / "photo.png"), make_generator())
+    assert np.array_equal(picture.permute(1, 2, 0).numpy(), np.rot90(np.array(image), -1))
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,9 @@ def test_the_same_data_give_the_same_bytes(tmp_path, example):
 def test_no_two_of_two_dozen_series_look_alike(tmp_path):
     styles = {style(types.SimpleNamespace(colour=number)) for number in range(24)}
     assert len(styles) == 24
+    page = make_page([], [write_run(tmp_path / "00000-run", "StyleGAN2", 0)], tmp_path / "out").read_text(encoding="utf-8")
+    for name in {name for each in styles for name in each.split()[1:]}:
+        assert f".{name} .leg {{" in page and f".{name} .swatch {{" in page
 
 
 def test_a_run_that_was_made_twice_is_no_second_seed(tmp_path):

@@ -22,7 +22,7 @@ from PIL import Image
 from dnnlib import UserError, atomic_path
 from training.dataset_labels import LABEL_FILE
 from training.dataset_sources import Source, SourceItem
-from training.image_store import CHANNELS_OF_MODE, load_pixels, upright
+from training.image_store import CHANNELS_OF_MODE, SYSTEM_FOLDERS, load_pixels, upright
 
 FILTERS = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 TRANSFORMS = ("center-crop", "center-crop-wide")
@@ -206,7 +206,8 @@ def _survey(source: Source, describe: Callable[[SourceItem], str]) -> str:
     counts: Counter = Counter()
     with contextlib.suppress(UserError):  # of a file that cannot be read either, which is not what the message is about
         counts.update(map(describe, itertools.islice(source.items(), SURVEY_IMAGES)))
-    return f"{'all' if source.count <= SURVEY_IMAGES else f'the first {SURVEY_IMAGES:,}'}: {_table(counts)}"
+    seen = counts.total()
+    return f"{'all' if seen == source.count else f'the first {seen:,}'}: {_table(counts)}"
 
 
 def _table(counts: Counter) -> str:
@@ -247,9 +248,14 @@ def open_dest(dest: str | os.PathLike) -> Iterator[Write]:
 
 def _is_filled(folder: pathlib.Path) -> bool:
     try:
-        return any(folder.iterdir())
+        return any(path.name not in SYSTEM_FOLDERS and not _is_left_over(path, folder) for path in folder.iterdir())
     except OSError as error:
         raise UserError(f"--dest={folder} cannot be listed: {error.strerror}") from error
+
+
+def _is_left_over(path: pathlib.Path, dest: pathlib.Path) -> bool:
+    """Whether this is what a conversion into `dest` that was killed has left in it."""
+    return path.name.startswith(f".{dest.absolute().name}.") and path.suffix == ".tmp"
 
 
 @contextlib.contextmanager
@@ -299,6 +305,9 @@ def _zip_writer(dest: pathlib.Path) -> Iterator[Write]:
 def _folder_writer(dest: pathlib.Path) -> Iterator[Write]:
     there = os.path.isdir(dest)  # and perhaps a link, the place of a volume, or in a folder that is not the user's: it is filled, not replaced
     temporary = (dest if there else dest.absolute().parent) / f".{dest.absolute().name}.{uuid.uuid4().hex[:8]}.tmp"
+
+    for old in [path for path in dest.iterdir() if _is_left_over(path, dest)] if there else []:
+        shutil.rmtree(old, ignore_errors=True)
 
     def write(name: str, data: bytes) -> None:
         (temporary / name).parent.mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ import psutil
 
 GRACE_SECONDS = 30  # for a training to write a state and leave
 # What queues send before they take a machine away; a terminal's Ctrl-C is for the owner to decide on.
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+QUEUE_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -51,7 +51,7 @@ def main(command: list[str]) -> int:
             pass
         end()
 
-    for number in STOP_SIGNALS:
+    for number in QUEUE_SIGNALS:
         signal.signal(number, end)
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()

@@ -303,8 +303,8 @@ class _Loader:
         runs = {method: [self._run(row, seed) for seed in seeds] for method, row in wanted.items()}
         rows: Rows = {method: {} for method in wanted}
         for method, own in runs.items():
-            for column in columns:
-                rows[method][column] = [self._values(run, wanted[method], columns)[column] for run in own]
+            values = [self._values(run, wanted[method], columns) for run in own]
+            rows[method] = {column: [found[column] for found in values] for column in columns if all(column in found for found in values)}
         end = max(map(self._kimg, wanted.values())) + self.budget.spacing // 2  # an adopted run may be longer
         return judge(name, rows, [kimg for kimg in self._add_stages(rows, runs, columns) if kimg <= end])
 

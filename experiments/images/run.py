@@ -13,7 +13,7 @@ from dnnlib import UserError
 from experiments.images.board import Board
 from experiments.images.disk import check_disk
 from experiments.images.folder_lock import hold
-from experiments.images.guard import STOP_SIGNALS
+from experiments.images.guard import QUEUE_SIGNALS
 from experiments.images.launchers import Slots, launch_local, launch_slurm
 from experiments.images.plan import Plan, PlannedRun, read_plans, remember_plan
 from experiments.images.probe import places
@@ -131,7 +131,7 @@ def signals_as_interrupt() -> Iterator[None]:
     def interrupt(*_) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, interrupt) for number in QUEUE_SIGNALS}
     try:
         yield
     finally:

@@ -116,6 +116,14 @@ def read_records(path: str | os.PathLike) -> tuple[dict[str, NetworkRecord], dic
     return legacy.read_pickle(path) if is_pickle else checkpoint.read_networks(path)
 
 
+def _is_page(path: str | os.PathLike) -> bool:
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(256).lstrip()[:1] == b"<"
+    except OSError:
+        return False
+
+
 def load_network(path: str | os.PathLike) -> EasyDict:
     """Reads the networks of a snapshot (.safetensors, or .pkl of StyleGAN2-ADA).
 
@@ -124,14 +132,14 @@ def load_network(path: str | os.PathLike) -> EasyDict:
         gradients, plus 'meta': what else the file says (training_set_kwargs, ...).
 
     Raises:
-        UserError: missing, damaged or foreign file, or networks of another architecture. A download that cannot be read, such as the page
-            that a server sends in place of a file, is removed.
+        UserError: missing, damaged or foreign file, or networks of another architecture. A web page among the downloads, which servers send in
+            place of a file, is removed.
     """
     try:
         records, meta = read_records(path)
     except UserError as error:
-        if discard(pathlib.Path(path)):
-            raise UserError(f"{error}; it was downloaded, and is removed") from error
+        if _is_page(path) and discard(pathlib.Path(path)):
+            raise UserError(f"{path} is a web page, sent in place of a network; it is removed, so try again with the right address") from error
         raise
     _check_meta(meta, path)
     networks = EasyDict({name: build_network(record, f"{name} in {path}").eval().requires_grad_(False) for name, record in records.items()})
