@@ -22,6 +22,7 @@ from metrics.report import without_notes
 
 OPTIONS_FILE = "training_options.json"
 SEED = "random_seed"
+DATA_PATH = "training_set_kwargs.path"
 # How long a run is, what it writes and measures, and where; none of it changes the networks after so and so many images.
 BOOKKEEPING = {SEED, "run_dir", "metrics", "detector", "metric_seed", "keep_snapshots", "best_metric", "wandb", "data_loader_kwargs"}
 BOOKKEEPING |= {"image_snapshot_ticks", "network_snapshot_ticks", "total_kimg"}
@@ -177,7 +178,12 @@ def _load_run(folder: pathlib.Path) -> Run:
     options = _read_options(folder / OPTIONS_FILE)
     if options is None:
         return Run(folder, None, None, points)
-    return Run(folder, _flatten(options), options.get(SEED), points)
+    settings = _flatten(options)
+    told = any((point.protocol or {}).get("dataset") for of_figure in points.values() for point in of_figure.values())
+    if told and isinstance(path := settings.get(DATA_PATH), str):
+        # What the data are is told by the digest of those that a run was measured against, which check_protocols compares, and by their name.
+        settings[DATA_PATH] = re.split(r"[/\\]", path)[-1]
+    return Run(folder, settings, options.get(SEED), points)
 
 
 def _read_lines(path: pathlib.Path, found: dict[str, dict[int, Point]]) -> None:

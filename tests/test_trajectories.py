@@ -214,6 +214,15 @@ def test_labels_name_the_part_only_where_the_option_alone_would_not_do(tmp_path)
     assert labels[2] == "G_opt_kwargs.lr 0.004, D_opt_kwargs.lr 0.002"
 
 
+def test_data_that_lie_elsewhere_are_the_same_data(tmp_path):
+    """Where the lines say what was measured against. Another name is another set, and where nothing is said a path is all there is."""
+    for protocol, path, groups in ((PROTOCOL, "b/c/x.zip", 1), (PROTOCOL, "D:\\x.zip", 1), (PROTOCOL, "a/y.zip", 2), (None, "b/x.zip", 2)):
+        folders = [tmp_path / f"{groups}{len(path)}{protocol is None}-{seed}" for seed in range(2)]
+        for seed, (folder, data) in enumerate(zip(folders, ("a/x.zip", path))):
+            write_run(folder, {"fid50k": {0: 9.0}}, {**OPTIONS, "random_seed": seed, "training_set_kwargs": {"path": data}}, protocol, "fid50k")
+        assert len(runs.group_runs(runs.load_runs(folders))) == groups, path
+
+
 def test_runs_without_known_settings_stand_alone_under_their_names(tmp_path):
     folders = [write_run(tmp_path / name, {"fid50k": {0: 9.0}}, metric="fid50k") for name in ("x", "y")]
     assert [group.label for group in runs.group_runs(runs.load_runs(folders))] == ["x", "y"]
