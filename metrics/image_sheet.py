@@ -24,7 +24,7 @@ def draw_sheet(cells: Sequence[tuple[Sequence[Any], Sequence[str]]], heading: Se
     """Writes a PNG of cells in rows, each a few images beside each other with lines of text below.
 
     Args:
-        cells: (uint8 images [C, H, W] with C = 1, 3 or 4, captions); every cell has as many images and captions as the first one.
+        cells: (uint8 images [C, H, W] with C = 1 to 4, captions); every cell has as many images and captions as the first one.
         heading: lines above, the first one stronger; they are wrapped to the width.
         path: the file.
 

@@ -185,7 +185,7 @@ def make_sheets(
     """Writes three labelled sheets of image pairs and a JSON file with their numbers.
 
     Args:
-        real_images: item i is a uint8 image [C, H, W], C = 1, 3 or 4; only those shown are asked for. fake_images: the same.
+        real_images: item i is a uint8 image [C, H, W], C = 1 to 4; only those shown are asked for. fake_images: the same.
         real_features: of the real images in their order [N, D]; fake_features: of the generated ones [M, D].
         k: neighbours that set the radius of a ball.
         out: the files' common beginning; a suffix .png or .json is dropped. The folder is created.

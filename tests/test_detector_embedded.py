@@ -67,7 +67,7 @@ def test_alpha_is_composited_over_black_with_exact_rounding():
     [
         torch.zeros(2, 3, 8, 8),
         torch.zeros(3, 8, 8, dtype=torch.uint8),
-        torch.zeros(2, 2, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 5, 8, 8, dtype=torch.uint8),
         torch.zeros(2, 3, 0, 8, dtype=torch.uint8),
     ],
 )

@@ -196,8 +196,8 @@ def test_images_above_256_are_averaged_down(resolution, crop, expected):
 
 
 def test_only_images_of_known_channels_are_compared():
-    with pytest.raises(UserError, match=r"grey, RGB or RGBA images .* got 2 channels"):
-        length(Painted(np.ones((2, 8, 8))))
+    with pytest.raises(UserError, match=r"grey or RGB images, .* got 5 channels"):
+        length(Painted(np.ones((5, 8, 8))))
 
 
 # What is drawn, and what is left alone.

@@ -156,7 +156,7 @@ def test_mistakes_are_named(tmp_path):
         show.find_neighbourhoods(real[:3], fake, 3)
     with pytest.raises(UserError, match="one detector"):
         show.find_neighbourhoods(real[:, :5], fake, 3)
-    for bad in (np.zeros([3, 8, 8], np.float32), np.zeros([8, 8], np.uint8), np.zeros([2, 8, 8], np.uint8)):
+    for bad in (np.zeros([3, 8, 8], np.float32), np.zeros([8, 8], np.uint8), np.zeros([5, 8, 8], np.uint8)):
         with pytest.raises(UserError, match=r"shape|channels"):
             thumbnail(bad)
     with pytest.raises(UserError, match="cannot write"):

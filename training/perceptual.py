@@ -33,7 +33,7 @@ class PerceptualDistance:
     features: Callable[[torch.Tensor], torch.Tensor]
 
     def look(self, images: torch.Tensor) -> torch.Tensor:
-        """Features [N, F] of images [N, C, R, R] in about -1..1, C = 1, 3 or 4. Raises UserError for other numbers of channels."""
+        """Features [N, F] of images [N, C, R, R] in about -1..1, C = 1 to 4. Raises UserError for other numbers of channels."""
         images = to_rgb_float(images.to(torch.float32) * 127.5 + 127.5)
         if images.shape[2] > LARGEST_EDGE:
             images = F.interpolate(images, size=(LARGEST_EDGE, LARGEST_EDGE), mode="area")

@@ -41,7 +41,7 @@ class Detector:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [N, C, H, W] with 1, 3 or 4 channels, on the detector's device -> float32 [N, D].
+        """Images [N, C, H, W] with 1 to 4 channels, on the detector's device -> float32 [N, D].
 
         Images are uint8. LPIPS features also take floating point of the same range, 0 to 255, and are computed at the size of the images.
         Rows may hold NaN or infinity if the network returns them; `metrics.features.run_pass` and whoever else compares them checks.

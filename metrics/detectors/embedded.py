@@ -80,7 +80,7 @@ class EmbeddedDetector(nn.Module):
         On CUDA the process-wide setting decides whether convolutions may round to TF32; switch that off for figures that are to be compared.
 
         Args:
-            images: uint8 [N, C, H, W], 1, 3 or 4 channels, any size (other sizes than 32x32 are resized).
+            images: uint8 [N, C, H, W], 1 to 4 channels, any size (other sizes than 32x32 are resized).
 
         Returns:
             float32 [N, FEATURE_DIM].
