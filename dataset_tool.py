@@ -15,10 +15,9 @@ from dnnlib.cli import run_command
 from dnnlib.format import printable
 from training.dataset_check import check_dataset, format_report
 from training.dataset_sources import DIGITS, LABEL_CHOICES, open_source
-from training.dataset_writer import FILTERS, MODES, TRANSFORMS, Summary, convert_dataset, make_transform
+from training.dataset_writer import FILTERS, MODES, TRANSFORMS, Summary, convert_dataset, count_table, make_transform
 
 MAX_CLASS_NAMES = 30
-MAX_OTHER_KINDS = 8
 
 
 @click.group(invoke_without_command=True)
@@ -54,10 +53,7 @@ def main(ctx, source, dest, max_images, resize_filter, transform, width, height,
     opened = open_source(source, labels, max_images)
     click.echo(f"{source}: {opened.count} images, labels: {opened.about_labels}")
     if opened.others:
-        shown = opened.others.most_common(MAX_OTHER_KINDS)
-        rest = opened.others.total() - sum(count for _, count in shown)
-        kinds = [f"{printable(kind)}: {count}" for kind, count in shown] + ([f"others: {rest}"] if rest else [])
-        click.echo(f"files of other kinds, passed over: {', '.join(kinds)}")
+        click.echo(f"files of other kinds, passed over: {printable(count_table(opened.others))}")
     summary = convert_dataset(opened, dest, resize, convert, lambda items: tqdm.tqdm(items, total=opened.count, unit="image", disable=None))
     print_summary(dest, summary, opened.label_names)
 

@@ -344,11 +344,11 @@ def _exclusive(target: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         if not target.is_file():
             raise UserError(f"cannot write into {target.parent}: {error.strerror or error}") from error
-        yield
-        return
-    with handle:
-        with contextlib.suppress(OSError):  # a file system without locks, as Windows above
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        handle = None
+    with handle or contextlib.nullcontext():
+        if handle is not None:
+            with contextlib.suppress(OSError):  # a file system without locks, as Windows above
+                fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 

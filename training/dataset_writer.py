@@ -29,7 +29,7 @@ TRANSFORMS = ("center-crop", "center-crop-wide")
 MODES = {"rgb": "RGB", "l": "L", "rgba": "RGBA"}
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
 SURVEY_IMAGES = 2000
-SURVEY_LIMIT = 8
+TABLE_ROWS = 8
 
 Transform = Callable[[Image.Image], Image.Image | None]
 Write = Callable[[str, bytes], None]
@@ -207,13 +207,14 @@ def _survey(source: Source, describe: Callable[[SourceItem], str]) -> str:
     with contextlib.suppress(UserError):  # of a file that cannot be read either, which is not what the message is about
         counts.update(map(describe, itertools.islice(source.items(), SURVEY_IMAGES)))
     seen = counts.total()
-    return f"{'all' if seen == source.count else f'the first {seen:,}'}: {_table(counts)}"
+    return f"{'all' if seen == source.count else f'the first {seen:,}'}: {count_table(counts)}"
 
 
-def _table(counts: Counter) -> str:
+def count_table(counts: Counter) -> str:
+    """`name: count, ...`, the most frequent first; the rest together."""
     rows = counts.most_common()
-    rest = sum(count for _, count in rows[SURVEY_LIMIT:])
-    return ", ".join([f"{name}: {count}" for name, count in rows[:SURVEY_LIMIT]] + ([f"others: {rest}"] if rest else []))
+    rest = sum(count for _, count in rows[TABLE_ROWS:])
+    return ", ".join([f"{name}: {count}" for name, count in rows[:TABLE_ROWS]] + ([f"others: {rest}"] if rest else []))
 
 
 def encode_png(image: Image.Image) -> bytes:
