@@ -35,7 +35,7 @@ from metrics.features import succeed_together
 from metrics.sources import DataSide, FileSide, GeneratorSide, Images, PassOptions, Side, check_sizes
 from torch_utils.distributed import MESSAGE_TIMEOUT, broadcast_object, own_device
 from training.config import choose_device
-from training.dataset import ImageFolderDataset
+from training.dataset import ImageFolderDataset, data_to_compare
 from training.networks import load_network
 from training.run_files import BEST_LINK
 
@@ -96,6 +96,8 @@ def _check_choice(opts: EasyDict) -> None:
     sides = [name for name in ("real", "fake") if opts[name]]
     if opts.network and sides:
         raise UserError(f"--network measures a network by its data set and --{sides[0]} names the sides of a comparison; give one or the other")
+    if opts.mirror is not None and sides:
+        raise UserError(f"--mirror={int(opts.mirror)} changes the data set of --network; the images of --{sides[0]} are taken as they are")
     if opts.save_features and len(sides) != 1:
         raise UserError("--save-features writes the features of one side; give either --real or --fake with it")
     if not opts.network and not opts.fake and not opts.save_features:
@@ -174,16 +176,17 @@ def _kimg(path: str) -> int:
 
 
 def _measure_networks(opts: EasyDict) -> None:
-    """Measures every network that --network names; of several, those that have their lines already are passed over."""
+    """Measures every network that --network names; of a run directory or pattern, those that have their lines already are passed over."""
     registry.check_detectors(opts.specs)
     paths = broadcast_object(find_networks(opts.network) if _rank() == 0 else None)
     real_side = functools.lru_cache(maxsize=1)(functools.partial(_training_data, opts))  # snapshots of a run share features of real images
+    resuming = not download.is_url(opts.network) and not os.path.isfile(opts.network)  # a single network was meant to be measured
     failed = []
     for index, path in enumerate(paths):
         if len(paths) > 1:
             _say(opts, f"{path} ({index + 1} of {len(paths)})")
         try:
-            _measure_network(opts, path, real_side, resuming=len(paths) > 1)
+            _measure_network(opts, path, real_side, resuming=resuming)
         except UserError as error:
             if len(paths) == 1:
                 raise
@@ -194,7 +197,7 @@ def _measure_networks(opts: EasyDict) -> None:
 
 
 def _training_data(opts: EasyDict, kwargs: tuple) -> DataSide:
-    return DataSide(lambda **overrides: ImageFolderDataset(**{**dict(kwargs), **overrides}), cache=_cache(opts))
+    return DataSide(lambda **overrides: data_to_compare(**{**dict(kwargs), **overrides}), cache=_cache(opts))
 
 
 def _measure_network(opts: EasyDict, path: str, real_side: Callable[[tuple], DataSide], resuming: bool) -> None:
@@ -253,7 +256,7 @@ def _dataset_kwargs(meta: dict, G: torch.nn.Module, data: str | None, mirror: bo
 
 def _whole_dataset(kwargs: dict) -> ImageFolderDataset:
     """The data set, also of a network that learned a part of it: whichever way a network is named, its labels are drawn from all of them."""
-    return ImageFolderDataset(**{**kwargs, "max_size": None})
+    return ImageFolderDataset(**{**kwargs, "max_size": None, "xflip": False})
 
 
 def _generator_side(opts: EasyDict, G: torch.nn.Module, labels: Any, **options: Any) -> GeneratorSide:
@@ -283,12 +286,13 @@ def _publish(lines: list[dict], network: str | None, run_dir: pathlib.Path | Non
 # Any two sides.
 
 
-def open_side(opts: EasyDict, given: str, role: str) -> Side:
+def open_side(opts: EasyDict, given: str, role: str, needs_labels: bool = False) -> Side:
     """A side of a comparison: a folder or zip of images, a feature file, or a network.
 
     Args:
         opts: options of the command; `run_on` is the device.
         given: what --real or --fake names; role: "real" or "fake".
+        needs_labels: whether labels that do not fit the images are an error; else such images are taken without labels.
 
     Raises:
         UserError: none of these, or one that cannot be read.
@@ -296,8 +300,9 @@ def open_side(opts: EasyDict, given: str, role: str) -> Side:
     name = f"--{role}={given}"
     path = pathlib.Path(given)
     if path.is_dir() or path.suffix.lower() == ".zip":
-        dataset = ImageFolderDataset(given, any_size=True)
-        dataset = ImageFolderDataset(given, use_labels=True, any_size=True) if dataset.labels_in_file else dataset
+        dataset = data_to_compare(path=given, any_size=True)
+        if needs_labels and dataset.labels_in_file and not dataset.has_labels:
+            dataset = ImageFolderDataset(given, use_labels=True, any_size=True)  # which tells what is wrong with them
         return DataSide(lambda **overrides: dataset, name, _cache(opts))
     if path.is_file() and is_feature_file(path):
         return FileSide(load_features(path))
@@ -306,9 +311,13 @@ def open_side(opts: EasyDict, given: str, role: str) -> Side:
     local = download.fetch(given)
     networks = _load_networks(str(local))
     G = networks.G_ema.to(opts.run_on)
-    labels = _whole_dataset(_dataset_kwargs(networks.meta, G, opts.data, False)) if G.c_dim > 0 else None
+    labels = given = None
+    if G.c_dim > 0:
+        kwargs = _dataset_kwargs(networks.meta, G, opts.data, None)
+        labels, given = _whole_dataset(kwargs), ImageFolderDataset(**kwargs)
     fingerprint = download.file_digest(local) if role == "real" else "generator"
-    return _generator_side(opts, G, labels, name=name, stream=REAL_STREAM if role == "real" else 0, fingerprint=fingerprint)
+    stream = REAL_STREAM if role == "real" else 0
+    return _generator_side(opts, G, labels, given=given, name=name, stream=stream, fingerprint=fingerprint)
 
 
 def _follow_files(opts: EasyDict, sides: list[Side]) -> None:
@@ -325,7 +334,8 @@ def _follow_files(opts: EasyDict, sides: list[Side]) -> None:
 def _compare(opts: EasyDict) -> None:
     """Compares --real and --fake and prints what comes out."""
     paths = {role: opts[role] for role in ("real", "fake") if opts[role]}
-    sides = {role: open_side(opts, path, role) for role, path in paths.items()}
+    needs_labels = any(spec.protocol.needs_classes for spec in opts.specs)
+    sides = {role: open_side(opts, path, role, needs_labels) for role, path in paths.items()}
     _follow_files(opts, list(sides.values()))
     lines = _lines(opts, opts.metrics, sides.get("real"), sides["fake"])
     _publish(lines, opts.fake if sides["fake"].G is not None else None, None, paths)
@@ -339,7 +349,7 @@ def _save(opts: EasyDict) -> None:
         raise UserError(f"--save-features needs one detector, found {', '.join(detectors) or 'none'}; give --detector or metrics of one")
     path = pathlib.Path(opts.save_features)
     check_feature_path(path)
-    side = open_side(opts, opts[role], role)
+    side = open_side(opts, opts[role], role, needs_labels=True)
     if isinstance(side, FileSide):
         raise UserError(f"--{role}={opts[role]} is a feature file already; name the images")
     detector = get_detector(detectors[0], opts.run_on)
@@ -410,7 +420,8 @@ def show(**options: Any) -> None:
     how = PassOptions(opts.batch, opts.run_on, workers=3)
     features = [side.collect({wants[role]: detector}, how)[wants[role]]["rows"] for role, side in sides.items()]
     images = [Images(side, wants[role]) for role, side in sides.items()]
-    made_by = {"fake_name": pathlib.PurePath(opts.fake).name, "device": opts.run_on}
+    numbers = wants["real"].indices(), wants["fake"].indices()
+    made_by = {"numbers": numbers, "fake_name": pathlib.PurePath(opts.fake).name, "device": opts.run_on}
     for path in make_sheets(*images, *features, k=opts.nearest_k, out=stem, count=opts.count, **made_by):
         print(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import pathlib
 import warnings
@@ -95,7 +96,9 @@ def write_torchscript(G: Generator, path: pathlib.Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is frozen, not gone
         traced = torch.jit.trace(plain(G), tuple(example(G, BATCHES[0], 0.7).values()), check_trace=False)
-        torch.jit.save(traced, str(path))
+        buffer = io.BytesIO()  # written to the disk by torch itself, a full one would end the process
+        torch.jit.save(traced, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def write_onnx(G: Generator, path: pathlib.Path) -> None:

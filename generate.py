@@ -16,7 +16,7 @@ from training.images import check_animation_path, enlarge, save_image_grid, save
 from training.options import DEVICES
 from training.projection import read_projection
 from training.sampling import Renderer, default_batch, one_hot, plan_sheet, seed_latents, walk_latents, walk_ws
-from training.trained import check_class, check_truncation, load_generator, progress, writable_folder
+from training.trained import check_truncation, chosen_class, load_generator, progress, writable_folder
 
 SMALLEST_FRAME = 256
 
@@ -44,7 +44,7 @@ class GridSize(click.ParamType):
 @click.option("--noise-mode", help="Noise inputs", type=click.Choice(["const", "random", "none"]), default="const", show_default=True)
 @click.option("--projected-w", help="Images from the w of a projection (.npz) instead of seeds", metavar="FILE")
 @click.option("--outdir", help="Where to write", metavar="DIR", required=True)
-@click.option("--batch", help="Images at a time; changes the speed only  [default: by resolution and device]", type=click.IntRange(min=1))
+@click.option("--batch", help="Images at a time; changes speed and rounding  [default: by resolution and device]", type=click.IntRange(min=1))
 @click.option("--device", help="Where to compute", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option(
     "--grid",
@@ -76,7 +76,7 @@ def main(**options) -> None:
     device = choose_device(opts.device)
     G = load_generator(opts.network).to(device)
     ws = read_projection(opts.projected_w, G) if opts.projected_w is not None else None
-    check_class(opts.class_index, G, required=opts.grid is None and opts.projected_w is None)
+    opts.class_index = chosen_class(opts.class_index, G, required=opts.grid is None and opts.projected_w is None)
     check_truncation(opts.trunc, G)
     sheet = None
     if opts.grid is not None:
@@ -109,7 +109,7 @@ def _check_options(opts: EasyDict) -> None:
         raise UserError("--seeds is missing; give for example --seeds=0-15 (or --projected-w=FILE, or --grid)")
     if opts.walk is not None:
         if not _is_folder(opts.walk):
-            check_animation_path(opts.walk)
+            check_animation_path(opts.walk, opts.fps)
         if len(opts.seeds) < 2:
             raise UserError("--walk goes from seed to seed and needs at least two --seeds, but there is one")
     seed_latents(opts.seeds or [], 1)  # refuses seeds that are out of range
@@ -136,10 +136,18 @@ def _write_walk(renderer: Renderer, opts: EasyDict, path: pathlib.Path) -> None:
         ws = walk_ws(ws, opts.frames, opts.loop)
     pictures = renderer.render(ws, range(len(ws)))
     if _is_folder(opts.walk):
+        _refuse_older_frames(path, len(ws))
         _write_files(pictures, [path / f"frame{index:05d}.png" for index in range(len(ws))])
         return
     write_animation((enlarge(picture, SMALLEST_FRAME) for picture in progress(pictures, len(ws))), path, opts.fps)
     print(f"wrote {path} ({len(ws)} frames, {len(ws) / opts.fps:.1f} seconds)")
+
+
+def _refuse_older_frames(folder: pathlib.Path, count: int) -> None:
+    """Raises UserError where a longer walk left frames that would follow on those of this one."""
+    older = [path.name for path in sorted(folder.glob("frame*.png")) if path.stem[5:].isdecimal() and int(path.stem[5:]) >= count]
+    if older:
+        raise UserError(f"--walk={folder} has {count} frames, but {older[0]} of a longer walk lies there; remove it, or name another folder")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from training.options import DEVICES
 from training.perceptual import perceptual_distance
 from training.projection import Projection, Settings, project
 from training.sampling import Renderer, default_batch, one_hot
-from training.trained import check_class, load_generator, progress, writable_folder
+from training.trained import chosen_class, load_generator, progress, writable_folder
 
 VIDEO_FPS = 30
 SMALLEST_FRAME = 256
@@ -51,10 +51,10 @@ def main(**options) -> None:
     wants_video = _can_write_video(opts.save_video)
     device = choose_device(opts.device)
     G = load_generator(opts.network).to(device)
-    check_class(opts.class_index, G)
+    opts.class_index = chosen_class(opts.class_index, G)
     picture = read_target(opts.target, G)
     if opts.trust_detector and opts.distance not in ("auto", "lpips"):
-        trust_detector(opts.distance)
+        _trust(opts.distance)
     distance = perceptual_distance(opts.distance, device)
     outdir = writable_folder(opts.outdir)
     c = one_hot([opts.class_index], G.c_dim)[0] if G.c_dim > 0 else None
@@ -76,6 +76,14 @@ def main(**options) -> None:
     print(f"wrote {', '.join(['target.png', 'proj.png', 'projected_w.npz'] + ['proj.mp4'] * wants_video)} to {outdir}")
 
 
+def _trust(distance: str) -> None:
+    """Lets the file of --distance run. Raises UserError where there is none."""
+    try:
+        trust_detector(distance)
+    except UserError as error:
+        raise UserError(f"--distance={distance}: {error}") from error
+
+
 def read_target(path: str, G: Generator) -> torch.Tensor:
     """The middle square of a picture, at the size and with the channels of a network: uint8 [C, R, R].
 
@@ -93,7 +101,10 @@ def read_target(path: str, G: Generator) -> torch.Tensor:
     load_pixels(image, path)
     image = upright(image)
     size, resolution = image.size, G.img_resolution
-    image = image.convert(PIL_MODES[G.img_channels])
+    try:
+        image = image.convert(PIL_MODES[G.img_channels])
+    except ValueError as error:
+        raise UserError(f"--target={path} cannot be used ({error}); save it as an RGB PNG or JPEG") from error
     if size != (resolution, resolution):
         edge, (width, height) = min(size), size
         left, top = (width - edge) // 2, (height - edge) // 2

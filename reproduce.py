@@ -268,9 +268,10 @@ def sweep(names: list[str], seeds: int, out: pathlib.Path, workers: int | None) 
 @click.option("--out", help="Folder of the results, or of the page of RUN_DIRs  [default: docs/results/toy, or report]", metavar="DIR", type=FOLDER)
 @click.option("--write", help=f"Write the report in the plane to DIR/{reports.SUMMARY_FILE} instead of printing it", is_flag=True)
 def report(runs: tuple[pathlib.Path, ...], out: pathlib.Path | None, write: bool) -> None:
-    """Prints all tables and verdicts; writes nothing unless asked.
+    """Prints tables and verdicts of experiments in the plane, or writes a page of runs on images.
 
-    Of image experiments (DIR with plan.json) or of any runs (RUN_DIR...) it writes report.html, report.md and report.json.
+    In the plane nothing is written unless asked. Of image experiments (DIR with plan.json) or of any runs (RUN_DIR...) it writes report.html,
+    report.md and report.json.
     """
     if not runs and out is not None and (out / RUNS).is_dir() and not plan_path(out).is_file():
         raise UserError(f"--out={out} has runs of image experiments but no {plan_path(out).name}; plan them again, or name the runs")

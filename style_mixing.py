@@ -11,7 +11,7 @@ from training.config import choose_device
 from training.images import save_image_grid, save_png
 from training.options import DEVICES
 from training.sampling import Renderer, default_batch, mix_styles, one_hot, seed_latents
-from training.trained import check_class, check_truncation, load_generator, progress, writable_folder
+from training.trained import check_truncation, chosen_class, load_generator, progress, writable_folder
 
 DEFAULT_STYLES = range(7)
 
@@ -40,7 +40,7 @@ def main(**options) -> None:
     seed_latents(seeds, 1)  # refuses seeds that are out of range
     device = choose_device(opts.device)
     G = load_generator(opts.network).to(device)
-    check_class(opts.class_index, G)
+    opts.class_index = chosen_class(opts.class_index, G)
     check_truncation(opts.trunc, G)
     styles = _layers(opts.styles, G.num_ws)
     outdir = writable_folder(opts.outdir)

@@ -160,7 +160,7 @@ def main(**given) -> int:
     \b
     python train.py --outdir=runs --data=datasets/photos.zip --mirror=1
     python train.py --outdir=runs --data=datasets/photos.zip --mirror=1 --pairing-weight=0.05
-    python train.py --continue-run=runs/00000-photos-mirror-auto1-ada
+    python train.py --continue-run=runs/00000-photos-mirror-auto1
     """
     typed = {name for name, value in given.items() if value is not None}
     options = Options(**{name: given[name] for name in typed})

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from metrics.classwise import classwise_coverage, classwise_fid
@@ -23,7 +24,7 @@ from metrics.latent_identification import latent_identification
 from metrics.nearest import nearest_distances
 from metrics.perceptual_path_length import PATH_LENGTHS, perceptual_path_length
 from metrics.prdc import prdc_of_balls
-from metrics.sources import GeneratorSide
+from metrics.sources import SELECTION_SEED, GeneratorSide
 
 PROBE_STEPS, PROBE_BATCH, PROBE_HELD_OUT = 2000, 64, 160
 
@@ -126,7 +127,10 @@ def _kid(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
 
 
 def _is(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
-    mean, deviation = inception_score(inputs.fake["rows"], num_splits=10)
+    rows = inputs.fake["rows"]
+    if inputs.generator is None:  # images of a folder stand in the order of their names, and the parts shall not be its sub-folders
+        rows = rows[torch.from_numpy(np.random.RandomState(SELECTION_SEED).permutation(len(rows)))]
+    mean, deviation = inception_score(rows, num_splits=10)
     return {"_mean": mean, "_std": deviation}
 
 

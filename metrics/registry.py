@@ -21,7 +21,7 @@ from metrics.feature_cache import FeatureCache
 from metrics.features import succeed_together
 from metrics.prdc import coverage_ceiling
 from metrics.protocols import ALIASES, METRICS, Inputs, Protocol
-from metrics.sources import DataSide, FileSide, GeneratorSide, PassOptions, Side, Want, check_sizes
+from metrics.sources import DataSide, FileSide, GeneratorSide, PassOptions, Side, Want, check_sizes, has_flips
 from torch_utils.distributed import broadcast_object, gather_objects, rank, world_size
 
 
@@ -297,6 +297,7 @@ class _Comparison:
     def record(self, job: _Job) -> dict:
         """Everything that a figure depends on besides what is measured."""
         protocol = job.spec.protocol
+        labels = self.fake.given if self.fake.G is not None and self.fake.G.c_dim > 0 else None  # the data set that labels are drawn from
         record = {
             "detector": job.detector.name if job.detector else None,
             "detector_digest": job.detector.digest if job.detector else None,
@@ -305,10 +306,10 @@ class _Comparison:
             "n_fake": job.num_fake,
             "k": protocol.k,
             "seed": self.seed,
-            "xflip": bool(job.real and job.real.xflip),
+            "xflip": job.real.xflip if job.real else protocol.collect is None and labels is not None and has_flips(labels),
             "resize": job.detector.resize if job.detector else None,
             "truncation_psi": self.fake.truncation_psi if self.fake.G is not None else None,
-            "dataset": self.real.fingerprint(protocol.keep_flips) if self.real is not None else None,
+            "dataset": self.real.fingerprint(protocol.keep_flips) if self.real is not None else labels.fingerprint() if labels is not None else None,
             "code_version": report.CODE_VERSION,
             **protocol.parameters,
         }

@@ -46,13 +46,13 @@ def lines_path(run_dir: str | os.PathLike, metric: str) -> pathlib.Path:
 
 
 def is_measured(run_dir: str | os.PathLike, metric: str, snapshot: str, protocol: dict) -> bool:
-    """Whether a run directory holds a line of this metric for this snapshot (its path in the directory), measured by this very protocol.
+    """Whether the line that counts, the last of this metric for this snapshot (its path in the run directory), was measured by this very protocol.
 
     Raises:
         UserError: the file cannot be read.
     """
-    wanted = snapshot, without_notes(json.loads(json.dumps(protocol)))
-    return any((line.get("snapshot_pkl"), without_notes(line.get("protocol"))) == wanted for line in _lines(lines_path(run_dir, metric)))
+    own = [line for line in _lines(lines_path(run_dir, metric)) if line.get("snapshot_pkl") == snapshot]
+    return bool(own) and without_notes(own[-1].get("protocol")) == without_notes(json.loads(json.dumps(protocol)))
 
 
 def without_notes(protocol: Any) -> Any:

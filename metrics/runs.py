@@ -198,7 +198,7 @@ def _read_lines(path: pathlib.Path, found: dict[str, dict[int, Point]]) -> None:
         where = f"{path}, line {number}"
         try:
             line = parse_json(text)
-            kimg = int(re.search(r"snapshot-(\d+)", line["snapshot_pkl"])[1])
+            snapshot = re.search(r"snapshot-(\d+)", line["snapshot_pkl"])
             values = {figure: float(value) for figure, value in line["results"].items()}
             protocol = line.get("protocol")
             if not all(map(math.isfinite, values.values())) or not isinstance(protocol, (dict, type(None))):
@@ -207,8 +207,10 @@ def _read_lines(path: pathlib.Path, found: dict[str, dict[int, Point]]) -> None:
             if number == len(lines) and not data.endswith(b"\n"):  # torn by a kill: whoever measures next writes in its place
                 continue
             raise UserError(f"{where}, is no whole metric line of a snapshot; remove that line or measure again") from error
+        if snapshot is None:  # of a file that tells no moment: a copy of network-snapshot-best, or somebody else's network
+            continue
         for figure, value in values.items():
-            found.setdefault(figure, {})[kimg] = Point(value, metric, protocol, where)
+            found.setdefault(figure, {})[int(snapshot[1])] = Point(value, metric, protocol, where)
 
 
 def _read_options(path: pathlib.Path) -> dict | None:

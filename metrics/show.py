@@ -181,6 +181,7 @@ def make_sheets(
     count: int = 24,
     device: torch.device | str | None = None,
     fake_name: str = "",
+    numbers: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> list[pathlib.Path]:
     """Writes three labelled sheets of image pairs and a JSON file with their numbers.
 
@@ -192,6 +193,7 @@ def make_sheets(
         count: pairs per sheet at most. Of images that are nearer to one shown than to any of the other side, that one is enough.
         device: where distances are computed; default is the device of `real_features`.
         fake_name: what made the generated images, for the JSON file.
+        numbers: by which captions and the JSON file name the real and the generated images; default is their places in the sequences.
 
     Returns:
         The paths of STEM-uncovered.png, STEM-outside.png, STEM-copies.png and STEM.json.
@@ -213,19 +215,26 @@ def make_sheets(
     out = pathlib.Path(out)
     stem = out.with_suffix("") if out.suffix.lower() in SUFFIXES else out
     make_folder(stem.parent)
+    numbers = numbers or (range(len(real_images)), range(len(fake_images)))
     written = []
     for name, pairs in looks.items():
-        cells = [_cell(name, pair, real_images, fake_images) for pair in pairs]
+        cells = [_cell(name, pair, real_images[pair.real], fake_images[pair.fake], _named(pair, numbers)) for pair in pairs]
         written.append(stem.with_name(f"{stem.name}-{name}.png"))
         draw_sheet(cells, _heading(name, found), written[-1])
     written.append(stem.with_name(stem.name + ".json"))
-    atomic_write_text(written[-1], json.dumps({"fake": fake_name, **_as_json(found, looks, k)}, indent=1) + "\n")
+    named = {name: [_named(pair, numbers) for pair in pairs] for name, pairs in looks.items()}
+    atomic_write_text(written[-1], json.dumps({"fake": fake_name, **_as_json(found, named, k)}, indent=1) + "\n")
     return written
 
 
-def _cell(name: str, pair: Pair, real_images: Sequence[Any], fake_images: Sequence[Any]) -> tuple[list[Any], list[str]]:
+def _named(pair: Pair, numbers: tuple[Sequence[int], Sequence[int]]) -> Pair:
+    """The pair under the numbers that its images have where they come from."""
+    return dataclasses.replace(pair, real=int(numbers[0][pair.real]), fake=int(numbers[1][pair.fake]))
+
+
+def _cell(name: str, pair: Pair, real_image: Any, fake_image: Any, named: Pair) -> tuple[list[Any], list[str]]:
     """The two images, the one in question first, and lines about them."""
-    real, fake = (real_images[pair.real], f"real {pair.real}"), (fake_images[pair.fake], f"made {pair.fake}")
+    real, fake = (real_image, f"real {named.real}"), (fake_image, f"made {named.fake}")
     images, names = zip(*((real, fake) if name == "uncovered" else (fake, real)))
     unit = "real to real" if name == "copies" else "radii"
     measure = f"{pair.distance:.4g}" + (f" = {pair.ratio:.2f} {unit}" if pair.ratio is not None else " (the real one has copies)")

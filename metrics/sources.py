@@ -115,7 +115,7 @@ class DataSide:
         """What `count` of the images give; `sampled` takes a random choice of a larger set, else the first are taken."""
         dataset, fingerprint = self._variant(keep_flips)
         population = len(dataset) if sampled and count < len(dataset) else None
-        return Want(fingerprint, _has_flips(dataset), detector.digest, detector.output, collect, count, population)
+        return Want(fingerprint, has_flips(dataset), detector.digest, detector.output, collect, count, population)
 
     def collect(self, wants: dict[Want, Detector], options: PassOptions) -> dict[Want, dict]:
         """Tensors of every want, on rank 0: those that are known, the others from one pass over each variant."""
@@ -336,7 +336,7 @@ def _cache_key(want: Want, detector: Detector) -> dict:
     }
 
 
-def _has_flips(dataset: Any) -> bool:
+def has_flips(dataset: Any) -> bool:
     """Whether the data set holds mirrored copies, which come after all others."""
     return bool(dataset.get_details(len(dataset) - 1).xflip)
 

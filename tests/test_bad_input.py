@@ -150,7 +150,7 @@ def test_a_subset_larger_than_the_set(refused_training, good):
         (["--cfg=cifra"], "'--cfg': 'cifra' is not one of"),
         (["--nonsense=1"], "No such option"),
         (["--metrics=fid"], "--metrics: 'fid' is no known metric; known are: "),
-        (["--metrics=coverage", "--detector=absent.pt"], "--detector=absent.pt is neither"),
+        (["--metrics=coverage", "--detector=absent.pt"], "detector absent.pt is neither"),
         (["--resume=absent.pkl"], "--resume=absent.pkl: no such file"),
     ],
 )

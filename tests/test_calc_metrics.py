@@ -18,6 +18,7 @@ from PIL import Image
 import calc_metrics
 from dnnlib import UserError
 from metrics.detectors import trust_detector
+from metrics.sources import selection
 from torch_utils.checkpoint import save_networks
 from training.networks import Generator, network_record
 
@@ -168,6 +169,47 @@ def test_another_protocol_is_measured_again(call, runs):
     assert [line["protocol"]["seed"] for line in kept(runs / "00000-a")] == [0, 0, 0, 1, 1, 1]
 
 
+def test_what_was_measured_by_another_protocol_meanwhile_is_measured_again(call, runs):
+    for seed in (0, 1, 0):
+        call("--metrics=coverage", f"--metric-seed={seed}", network=runs / "00001-b")
+    assert [line["protocol"]["seed"] for line in kept(runs / "00001-b")] == [0, 1, 0]  # the last of which is the one that counts
+
+
+def test_a_run_directory_is_passed_over_where_a_single_network_is_measured(call, runs):
+    for expected in (1, 0):
+        assert len(json_lines(call("--metrics=coverage", network=runs / "00001-b").stdout)) == expected
+    (network,) = (runs / "00001-b").glob("network-snapshot-*")
+    assert len(json_lines(call("--metrics=coverage", network=network).stdout)) == 1
+
+
+def test_networks_with_and_without_labels_are_measured_against_the_same_data(call, folder, tmp_path):
+    synthesis = {"channel_base": 64, "channel_max": 8}
+    for name, classes in (("cond", CLASSES), ("plain", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training_options.json").write_text("{}")
+        G = Generator(8, classes, 8, RESOLUTION, 3, mapping_kwargs={"num_layers": 2}, synthesis_kwargs=synthesis)
+        meta = {"training_set_kwargs": {"path": str(folder / "data.zip"), "use_labels": classes > 0}}
+        save_networks(tmp_path / name / "network-snapshot-000001.safetensors", {"G_ema": network_record(G)}, meta)
+    first, second = (call("--metrics=coverage", "--verbose=1", network=tmp_path / name) for name in ("cond", "plain"))
+    assert json_lines(first.stdout)[0]["protocol"] == json_lines(second.stdout)[0]["protocol"]
+    assert "using cached features" in second.stderr
+
+
+def test_labels_that_no_figure_needs_may_be_broken(call, tmp_path):
+    files = {f"{index}.png": png(index, size=(8, 8)) for index in range(20)}
+    table = {"labels": [["absent.png", 0], *([name, 0] for name in files)]}
+    broken = write_zip(tmp_path / "broken.zip", {**files, "dataset.json": json.dumps(table).encode()})
+    (line,) = two_sides(call, broken, broken, "--metrics=fid10k")
+    assert line["results"]["fid10k_pool"] == pytest.approx(0, abs=1e-6)
+    for needing in (lambda: two_sides(call, broken, broken, "--metrics=fid10k_classwise"), lambda: call(*save_of(broken, tmp_path), network=None)):
+        with pytest.raises(UserError, match="names 1 of 21 files that do not exist"):
+            needing()
+
+
+def save_of(images, folder):
+    return f"--real={images}", f"--save-features={folder / 'features.safetensors'}"
+
+
 def test_a_damaged_snapshot_does_not_take_the_others_along(call, runs):
     (runs / "00000-a" / "network-snapshot-000012.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"1 of 3 networks could not be measured, the first of them .*000012"):
@@ -264,10 +306,12 @@ def test_plot_draws_statistics_of_the_training_beside_it(call, runs):
 def test_show_writes_sheets_of_images(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     sides = [f"--real={folder / 'data.zip'}", f"--fake={folder / 'network-snapshot-000004.safetensors'}", f"--detector={folder / 'pool.pt'}"]
-    options = [f"--out={tmp_path / 'sheets'}", "--samples=20", "--count=6", "--device=cpu"]
+    options = [f"--out={tmp_path / 'sheets'}", "--samples=6", "--count=6", "--device=cpu"]
     result = CliRunner().invoke(calc_metrics.main, ["show", *sides, *options], catch_exceptions=False)
     written = [pathlib.Path(line) for line in result.stdout.splitlines()]
     assert written and all(path.is_file() and path.name.startswith("sheets") for path in written)
+    named = {pair["real"] for pairs in ("uncovered", "copies") for pair in json.loads((tmp_path / "sheets.json").read_text())[pairs]}
+    assert named <= set(selection(6, COUNT).tolist()) and max(named) >= 6  # numbers of the data set, not of the choice from it
 
 
 # Mistakes.
@@ -277,7 +321,7 @@ def test_show_writes_sheets_of_images(folder, tmp_path, monkeypatch):
     ("arguments", "network", "message"),
     [
         (["--metrics=fid"], None, "'fid' is no known metric; known are"),
-        (["--detector=nonsense"], None, "--detector=nonsense is neither"),
+        (["--detector=nonsense"], None, "detector nonsense is neither"),
         (["--gpus=2"], None, "--gpus=2 needs that many processes, found 1; start it by `torchrun --nproc-per-node=2"),
         (["--metrics=coverage"], "no-data.safetensors", "--data is missing"),
         (["--metrics=coverage", "--data=absent.zip"], None, "absent.zip"),
@@ -285,6 +329,7 @@ def test_show_writes_sheets_of_images(folder, tmp_path, monkeypatch):
         (["--metrics=coverage"], "data.zip", "data.zip"),
         ([], "", "nothing to measure: give --network, or --real and --fake"),
         (["--real=a.zip"], "", "nothing to measure"),
+        (["--real=a.zip", "--fake=b.zip", "--mirror=1"], "", "--mirror=1 changes the data set of --network; the images of --real are taken"),
         (["--real=a.zip", "--fake=b.zip"], None, "--network measures a network by its data set and --real names the sides"),
         (["--save-features=x.safetensors"], "", "--save-features writes the features of one side; give either --real or --fake"),
         (["--save-features=x.npz", "--fake=absent.zip"], "", "--save-features=x.npz must end in .safetensors"),  # told before anything is read

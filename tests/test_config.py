@@ -236,7 +236,8 @@ def test_batch_is_dealt_out(typed, expected):
         (dict(batch=8, batch_gpu=16), "--batch-gpu=16: the 8 images of each GPU"),
         (dict(cfg="cifar", batch_gpu=40, batch=80), "--batch-gpu=40 does not divide into the minibatch-std groups of 32 of --cfg=cifar; 64 would"),
         (dict(cfg="cifar", batch=40), "--batch=40 with --gpus=1, --batch-gpu=40 does not divide into"),
-        (dict(batch=4, batch_gpu=1, pairing_weight=0.05), "--pairing-weight needs at least 2 images"),
+        (dict(batch=1, pairing_weight=0.05), "--pairing-weight needs at least 2 images per GPU to tell"),
+        (dict(batch=4, batch_gpu=1, pairing_weight=0.05, pairing_mode="binary"), "--pairing-mode=binary needs at least 2 images"),
         (dict(batch=4, batch_gpu=1, ms_weight=1.0), "--ms-weight needs at least 2 images"),
     ],
 )

@@ -23,9 +23,7 @@ class Pooled(torch.nn.Module):
 class Perceptual(torch.nn.Module):
     """The arguments of StyleGAN2-ADA's vgg16.pt, an output of its own for each."""
 
-    def forward(
-        self, images: torch.Tensor, resize_images: bool = True, return_features: bool = False, return_lpips: bool = False
-    ) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, resize_images: bool = True, return_features: bool = False, return_lpips: bool = False) -> torch.Tensor:
         if resize_images:
             images = torch.nn.functional.interpolate(images.to(torch.float32), size=(4, 4))
         if return_lpips:
@@ -105,7 +103,16 @@ def site(site, cache):
     return site
 
 
-@pytest.mark.parametrize(("spec", "name"), [("a/my-net v2.pt", "my_net_v2"), ("https://host/x/vgg16.pt?a=b", "vgg16"), ("inception", "inception")])
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("a/my-net v2.pt", "my_net_v2"),
+        ("https://host/x/vgg16.pt?a=b", "vgg16"),
+        ("inception", "inception"),
+        ("a/inception.pt", "inception_custom"),
+        ("embedded.pt", "embedded_custom"),
+    ],
+)
 def test_names_of_detectors(spec, name):
     assert detector_name(spec) == name
 
@@ -187,7 +194,7 @@ def test_files_that_are_no_torchscript(tmp_path, scripts):
 
 
 def test_detectors_that_are_none():
-    with pytest.raises(UserError, match="--detector=resnet is neither inception, vgg16 or embedded, nor a file"):
+    with pytest.raises(UserError, match="detector resnet is neither inception, vgg16 or embedded, nor a file"):
         check_detector("resnet")
     with pytest.raises(UserError, match="no output 'logits'; known are: features, probabilities, lpips"):
         get_detector("embedded", "cpu", "logits")

@@ -111,6 +111,10 @@ def test_open_url_gives_the_bytes_of_a_url_or_path(server, tmp_path):
     (tmp_path / "mine.pkl").write_bytes(b"mine")
     with dnnlib.util.open_url(tmp_path / "mine.pkl") as handle:
         assert handle.read() == b"mine"
+    with dnnlib.util.open_url((tmp_path / "mine.pkl").as_uri()) as handle:
+        assert handle.read() == b"mine"
+    path = dnnlib.util.open_url(f"{server.url}/net.pkl", str(tmp_path), return_filename=True)
+    assert path == str(cached_path(f"{server.url}/net.pkl", tmp_path))
     with pytest.raises(UserError, match="does not exist"):
         dnnlib.util.open_url("none.pkl")
 

@@ -1,6 +1,9 @@
 """export.py: the plain form equals the network, files hold it for any batch, and mistakes are one sentence with nothing written."""
 
 import copy
+import errno
+import os
+import pathlib
 import sys
 
 import pytest
@@ -122,6 +125,16 @@ def test_a_file_whose_images_differ_is_not_written(networks, tmp_path, monkeypat
     G = make_generator()
     assert export.largest_difference(G, lambda inputs: torch.zeros(1)) == float("inf")
     assert export.largest_difference(G, lambda inputs: G(inputs["z"], None, inputs["truncation"].item(), noise_mode="const")) == 0
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_behind(networks, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)  # torch, writing by itself, would end the process
+    with pytest.raises(UserError, match="No space left on device"):
+        run(networks, "plain", tmp_path / "net.pt")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_onnx_without_its_packages(networks, tmp_path, monkeypatch):

@@ -180,6 +180,21 @@ def test_walk_as_a_folder_of_frames(networks, tmp_path):
         assert difference(pixels(tmp_path / "frames" / f"frame{frame:05d}.png"), expected) <= 1
 
 
+def test_frames_of_a_longer_walk_do_not_stay_behind_those_of_a_shorter_one(networks, tmp_path):
+    command = [f"--network={networks['plain']}", f"--outdir={tmp_path}", "--seeds=1,5", "--loop=false", "--walk=frames/"]
+    assert run(*command, "--frames=3").exit_code == 0
+    assert run(*command, "--frames=3").exit_code == 0  # the same again, and longer ones, write over what is there
+    with pytest.raises(UserError, match=r"has 3 frames, but frame00003\.png of a longer walk lies there"):
+        run(*command, "--frames=2")
+
+
+def test_a_class_has_no_effect_on_a_network_without_labels_and_that_is_said(networks, tmp_path):
+    command = [f"--network={networks['plain']}", "--seeds=1"]
+    assert "note: --class=4 has no effect" in run(*command, "--class=4", f"--outdir={tmp_path / 'a'}").output
+    assert "note" not in run(*command, f"--outdir={tmp_path / 'b'}").output
+    assert difference(pixels(tmp_path / "a" / "seed0001.png"), pixels(tmp_path / "b" / "seed0001.png")) == 0
+
+
 def test_seeds_are_checked():
     assert seed_latents([2**32 - 1], 3).shape == (1, 3) and seed_latents([], 3).shape == (0, 3)
     assert torch.equal(seed_latents([1, 2], 5)[1:], seed_latents([2], 5))
@@ -190,7 +205,9 @@ def test_seeds_are_checked():
 @pytest.mark.parametrize(
     ("network", "arguments", "message"),
     [
-        ("plain", ["--seeds=1", "--class=0"], "--class=0"),
+        ("plain", ["--seeds=1", "--trunc=nan"], "--trunc=nan is no finite number"),
+        ("plain", ["--seeds=1-2", "--walk=x.gif", "--fps=60"], "a GIF shows 50 at most"),
+        ("classes", ["--seeds=0-2", "--grid=2x6"], "one per column for each round of the classes"),
         ("classes", ["--seeds=1"], "--class=0 to --class=2"),
         ("classes", ["--seeds=1", "--class=3"], "0 to 2"),
         ("classes", ["--seeds=1,2", "--walk=x.gif"], "--class is missing"),

@@ -1,5 +1,6 @@
 """Files that ask for more than they hold, lie about themselves, or are programs: refused in one sentence, before memory, disk or trust is spent."""
 
+import contextlib
 import gzip
 import io
 import os
@@ -30,7 +31,9 @@ from training import config, dataset_archives
 from training.dataset import ImageFolderDataset
 from training.dataset_archives import read_cifar10, read_mnist
 from training.image_store import ZipStore, decode_array, open_store
-from training.networks import Discriminator, build_network, load_network, network_record
+from training.networks import Discriminator, Generator, build_network, load_network, network_record
+from training.projection import read_projection
+from training.trained import load_generator
 
 GOLDEN = "tests/data/sg2_network.pkl"
 
@@ -79,6 +82,37 @@ def test_arguments_are_held_against_the_tensors_before_memory_is_taken(tmp_path,
     save_networks(tmp_path / "n.safetensors", {"D": NetworkRecord(record.class_name, {**record.kwargs, **kwargs}, record.tensors)})
     peak, said = peak_of(lambda: load_network(tmp_path / "n.safetensors"))
     assert message in said and "alloc" not in said and peak < 50
+
+
+def test_a_small_file_does_not_make_a_generator_of_gigantic_images(tmp_path):
+    """Without noise inputs, and as narrow as can be, no tensor of a network grows with its resolution."""
+    sizes = {"img_resolution": 1 << 16, "synthesis_kwargs": {"use_noise": False, "channel_base": 1 << 16, "channel_max": 1}}
+    record = network_record(Generator(4, 0, 4, 1 << 13, 3, mapping_kwargs={"num_layers": 1}, synthesis_kwargs=sizes["synthesis_kwargs"]))
+    assert build_network(record).img_resolution == 1 << 13
+    with pytest.raises(UserError, match="its argument img_resolution is '65536'"):
+        build_network(NetworkRecord(record.class_name, {**record.kwargs, **sizes}, record.tensors))
+
+
+def test_networks_that_build_but_make_no_pictures_are_refused(tmp_path):
+    narrow = {"channel_base": 32, "channel_max": 4}
+    for channels, said in ((5, "makes images of 5 channels"), (4, None)):
+        record = network_record(Generator(4, 0, 4, 8, channels, mapping_kwargs={"num_layers": 1}, synthesis_kwargs=narrow))
+        save_networks(tmp_path / "n.safetensors", {"G_ema": record}, {})
+        with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+            load_generator(str(tmp_path / "n.safetensors"))
+    record.kwargs.update(z_dim=8, mapping_kwargs={"num_layers": 0})
+    without_layers = {name: tensor for name, tensor in record.tensors.items() if ".fc" not in name}
+    with pytest.raises(UserError, match="without layers gives out 8 numbers, but w_dim is 4"):
+        build_network(NetworkRecord(record.class_name, record.kwargs, without_layers))
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 4, 4), }" + b" " * (1 << 25), b"("])
+def test_the_header_of_a_projection_takes_no_more_than_a_header(tmp_path, header):
+    with zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.npy", b"\x93NUMPY\x02\x00" + struct.pack("<I", len(header) + 1) + header + b"\n" + bytes(64))
+    G = Generator(4, 0, 4, 8, 3, mapping_kwargs={"num_layers": 1}, synthesis_kwargs={"channel_base": 32, "channel_max": 4})
+    peak, said = peak_of(lambda: read_projection(str(tmp_path / "w.npz"), G))
+    assert "is not an .npz file with an array named w" in said and peak < 10
 
 
 def test_tensors_that_are_no_weights(tmp_path):

@@ -231,16 +231,33 @@ def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path, monkeypatch)
         assert json.loads((tmp_path / "new" / "lock").read_text())["pid"] == os.getpid()
 
 
-def test_all_that_runs_is_ended_at_once(monkeypatch):
-    """Each takes a second to leave; none waits for another."""
-    script = "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(1), sys.exit())); print('here', flush=True); time.sleep(60)"
-    stop, processes = Stop(), [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) for _ in range(4)]
+LEAVING_TOGETHER = """
+import pathlib, signal, sys, time
+here, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+
+def leave(*_):
+    (here / f"told-{name}").touch()
+    while len(list(here.glob("told-*"))) < 4:
+        time.sleep(0.02)
+    (here / f"left-{name}").touch()
+    sys.exit()
+
+signal.signal(signal.SIGTERM, leave)
+print("here", flush=True)
+time.sleep(60)
+"""
+
+
+def test_all_that_runs_is_ended_at_once(tmp_path):
+    """Each leaves when all four have been told to: if one were waited for before the next is told, it would have to be killed."""
+    command = [sys.executable, "-c", LEAVING_TOGETHER, str(tmp_path)]
+    stop, processes = Stop(), [subprocess.Popen([*command, name], stdout=subprocess.PIPE) for name in "abcd"]
     for process in processes:
         process.stdout.readline()
         stop.started(process.pid)
-    start = time.time()
     stop.set()
-    assert time.time() - start < 3 and not any(map(psutil.pid_exists, [process.pid for process in processes]))
+    assert sorted(path.name for path in tmp_path.glob("left-*")) == ["left-a", "left-b", "left-c", "left-d"]
+    assert not any(map(psutil.pid_exists, [process.pid for process in processes]))
 
 
 def test_a_killed_process_leaves_neither_lock_nor_trainings_and_the_next_goes_on(plan, scripts):
@@ -276,14 +293,13 @@ def test_a_job_that_is_to_end_waits_for_its_training(plan, scripts, number):
     """`make` in a queue: the process goes last, after the training has written its state. A stand-in takes its time for that."""
     run = plan.runs[0]
     (scripts / f"hang-train-{run.key}").touch()
-    slow = "import signal, time\nsignal.signal(15, lambda *_: (time.sleep(1), (here / 'state').touch(), sys.exit(143)))\n"
+    slow = "import signal, time\nsignal.signal(15, lambda *_: (time.sleep(1), (here / 'state').touch(), sys.exit(143)))\n(here / 'listens').touch()\n"
     (scripts / "train.py").write_text((scripts / "train.py").read_text().replace('wait("train", key)', slow + 'wait("train", key)'))
     text = DRIVER.replace("import How, run_plan", "import signals_as_interrupt\nfrom experiments.images.work import make_run")
     text = text[: text.index("print(")] + "with signals_as_interrupt():\n    make_run(smoke_plan({out!r}).runs[0])\n"
     text = text.format(root=str(ROOT), tests=str(ROOT / "tests"), scripts=str(scripts), out=str(plan.choice.out))
     process = subprocess.Popen([sys.executable, "-c", text], stderr=subprocess.DEVNULL)
-    wait_for(lambda: (run.parent / "00000-made-here" / "training-state-000000.pt").exists())
-    time.sleep(0.5)  # until the stand-in listens
+    wait_for((scripts / "listens").exists)
     process.send_signal(number)
     assert process.wait(30) != 0 and (scripts / "state").exists()
 

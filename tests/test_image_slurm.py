@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import sys
 import types
 
 import pytest
@@ -13,7 +14,9 @@ from experiments.images import launchers
 from experiments.images.launchers import launch_slurm, queued_jobs
 from experiments.images.work import Outcome, Stop
 
-submitit = pytest.importorskip("submitit")
+
+class FailedJobError(Exception):
+    """What submitit raises where sbatch fails."""
 
 
 class Job:
@@ -52,15 +55,18 @@ def slurm(tmp_path, monkeypatch):
 
         def submit(self, _, run, environment):
             if len(told.submitted) >= told.limit:
-                raise RuntimeError("the queue is full")
+                raise FailedJobError("the queue is full")
             told.submitted.append(run.key)
             return Job(self.folder, str(100 + len(told.submitted)), run.key)
 
     told.answer = answer
     answer()
     monkeypatch.setenv("PATH", str(told.folder), prepend=os.pathsep)
-    monkeypatch.setattr(submitit, "AutoExecutor", Executor)
-    monkeypatch.setattr(submitit, "SlurmJob", lambda folder, job_id: Job(folder, job_id, "attached"))
+    submitit = types.ModuleType("submitit")
+    submitit.AutoExecutor = Executor
+    submitit.SlurmJob = lambda folder, job_id: Job(folder, job_id, "attached")
+    submitit.core = types.SimpleNamespace(utils=types.SimpleNamespace(FailedJobError=FailedJobError))
+    monkeypatch.setitem(sys.modules, "submitit", submitit)
     monkeypatch.setattr(Job, "hanging", set())
     for name, seconds in {"POLL_SECONDS": 0.05, "QUEUE_SECONDS": 0.1, "LOST_SECONDS": 0.3}.items():
         monkeypatch.setattr(launchers, name, seconds)

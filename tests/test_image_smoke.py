@@ -66,12 +66,6 @@ def test_table_3_from_plan_to_page(command, tmp_path):
     assert command("report", run, f"--out={tmp_path / 'mine'}")[0] == 0 and (tmp_path / "mine" / "report.html").exists()
 
 
-def work_of_children():
-    """Seconds of processor time that this process's children have taken, those that have ended."""
-    times = os.times()
-    return times.children_user + times.children_system
-
-
 def check_all_tables(command, out):
     """Every table and figure of the paper is filled, judged as far as one seed can be, and on a page that opens."""
     assert {path.name for path in (out / "runs").iterdir()} == ALL_RUNS
@@ -79,6 +73,7 @@ def check_all_tables(command, out):
     check_protocols(out)
     tables = load_tables(out)
     assert [table.name for table in tables] == ["table3", "table4", "tableB", "tableC", "figure4", "figure5"]
+    assert {run.kimg for table in tables for row in table.rows for run in row.runs} == {1}
     assert all(row.ours for table in tables for row in table.rows if "unassigned" not in row.method)
     assert all(verdict.holds is None for table in tables for verdict in table.claims)
     assert command("report", f"--out={out}")[0] == 0 and (out / "report.html").stat().st_size < 5_000_000
@@ -87,17 +82,16 @@ def check_all_tables(command, out):
             assert complaints(browser, out / "report.html") == []
 
 
-def test_all_tables_from_nothing_to_a_page_in_two_minutes(command, tmp_path):
-    """Of two cores: processor time, since other work on the machine shall not decide.
+def test_all_tables_from_nothing_to_a_page(command, tmp_path):
+    """What it costs is held by counts, which no machine changes: eight runs of 1 kimg, two snapshots each, 240 images a metric.
 
-    A CUDA build of torch takes more than twice as long to import, in each of two dozen processes, which is not ours to shorten (157 seconds
-    in all with the CPU build of 2.13, 252 with a CUDA build of 2.11): with one it may be twice the time.
+    That is to be less than two minutes on two cores: 157 seconds of processor time in all with the CPU build of torch 2.13. A CUDA build takes more
+    than twice as long to import, in each of two dozen processes (252 seconds with 2.11).
     """
-    given, start = ("run", "all", "--budget=smoke", f"--out={tmp_path}", "--device=cpu"), work_of_children()
+    given = ("run", "all", "--budget=smoke", f"--out={tmp_path}", "--device=cpu")
     status, printed, errors = command(*given)
     assert status == 0 and "All is measured" in printed, printed + errors
     check_all_tables(command, tmp_path)
-    assert work_of_children() - start < 2 * 120 * (1 if torch.version.cuda is None else 2)
     before = lines_of(tmp_path)
     assert command(*given)[0] == 0 and lines_of(tmp_path) == before  # nothing is done twice
     assert command("run", "latents", *given[2:])[0] == 0  # a table whose runs are there: their ends are measured

@@ -1,5 +1,6 @@
 """Pictures: bytes round to the nearest, sheets put every image where it belongs, files are whole and open again."""
 
+import os
 import sys
 
 import numpy as np
@@ -127,6 +128,40 @@ def test_gif_has_every_frame(tmp_path, channels):
         for index in range(5):
             picture.seek(index)
             assert (np.asarray(picture.convert("L"))[8] > 127).sum() == 2 + 3 * index
+
+
+@pytest.mark.parametrize("fps", [7, 30, 40, 50])
+def test_a_gif_is_as_long_as_its_frames_at_that_rate(tmp_path, fps):
+    images.write_gif(moving_frames(3, count=12, size=64), tmp_path / "x.gif", fps=fps)
+    with PIL.Image.open(tmp_path / "x.gif") as picture:
+        lengths = [picture.seek(index) or picture.info["duration"] for index in range(12)]
+    assert sum(lengths) == 10 * round(1200 / fps) and max(lengths) - min(lengths) <= 10
+
+
+def test_more_frames_a_second_than_a_gif_can_show_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"cannot show 60 frames per second; a GIF shows 50 at most"):
+        images.write_animation(moving_frames(3), tmp_path / "x.gif", fps=60)
+
+
+def test_a_video_that_the_encoder_did_not_finish_is_no_video(tmp_path, monkeypatch):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+
+    def cut_off(path, size, **options):
+        writer = write_frames(path, size, **options)
+        writer.send(None)
+        try:
+            while True:
+                writer.send((yield))
+        except GeneratorExit:
+            writer.close()
+            with open(path, "r+b") as file:
+                file.truncate(os.path.getsize(path) // 2)
+
+    write_frames = ffmpeg.write_frames
+    monkeypatch.setattr(ffmpeg, "write_frames", cut_off)
+    with pytest.raises(UserError, match="the video encoder failed, or the disk is full"):
+        images.write_mp4(moving_frames(3, size=32), tmp_path / "x.mp4", fps=10)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("channels", [2, 4])

@@ -85,6 +85,32 @@ def flat(lines):
 # Two sets of images.
 
 
+def test_the_inception_score_of_a_folder_does_not_depend_on_the_order_of_its_files(compare):
+    sorted_by_kind = Data(count=200)
+    sorted_by_kind.images[:100] //= 8  # dark images first: the ten parts of the score would hold one kind each
+    found = [compare("is50k", fake=data_side(data), detector="classifier")[0]["results"] for data in (sorted_by_kind, shuffled(sorted_by_kind))]
+    mean, deviation = ([line[f"is50k_classifier_{name}"] for line in found] for name in ("mean", "std"))
+    assert abs(mean[0] - mean[1]) < max(deviation)
+
+
+def shuffled(data):
+    order = np.random.default_rng(1).permutation(len(data))
+    other = copy.copy(data)
+    other.images, other.classes = data.images[order], data.classes[order]
+    return other
+
+
+def test_labels_that_a_metric_draws_are_on_record(compare):
+    G = TinyGenerator()
+    records = {}
+    for name, given in (("all", Data()), ("mirrored", Data(xflip=True)), ("other", Data(seed=1))):
+        (line,) = compare("pairing_acc", fake=GeneratorSide(G, Data(), CPU, given=given))
+        records[name] = line["protocol"]["dataset"], line["protocol"]["xflip"]
+    assert len(set(records.values())) == 3
+    (line,) = compare("pairing_acc", fake=generator_side(TinyGenerator(c_dim=0)))
+    assert line["protocol"]["dataset"] is None
+
+
 def test_two_data_sets_are_compared_by_their_features(compare, features):
     real, fake = Data(), Data(count=120, seed=1)
     found = flat(compare("fid50k_full", "prdc50k3", "pr50k3_full", real=data_side(real), fake=data_side(fake)))

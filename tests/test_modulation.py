@@ -21,12 +21,6 @@ places = pytest.mark.parametrize(("device", "layout"), PLACES, ids=str)
 formats = pytest.mark.parametrize(("device", "layout", "dtype"), FORMATS, ids=str)
 
 
-@pytest.fixture(scope="module")
-def native():
-    if backend.implementation("cpu") != "native":
-        pytest.skip("the native ops cannot be built here")
-
-
 def operands(seed, n, c, h, w, dtype=torch.float32, shared_noise=False, device="cpu", layout=LAST):
     """x, scale, noise, bias and a gradient."""
     g = torch.Generator().manual_seed(seed)
@@ -63,7 +57,7 @@ def random_size(seed):
 
 
 @formats
-def test_native_modulate_equals_the_reference(native, device, layout, dtype):
+def test_native_modulate_equals_the_reference(native_ops, device, layout, dtype):
     wide = torch.promote_types(dtype, torch.float32)
     for seed in range(40):
         x, scale, _, _, dy = operands(seed, *random_size(seed), dtype, device=device, layout=layout)
@@ -76,7 +70,7 @@ def test_native_modulate_equals_the_reference(native, device, layout, dtype):
 @pytest.mark.parametrize("act", sorted(SLOPES))
 @pytest.mark.parametrize("with_noise", ["none", "one", "each"])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_native_epilogue_equals_the_reference(native, act, with_noise, with_bias, device, layout):
+def test_native_epilogue_equals_the_reference(native_ops, act, with_noise, with_bias, device, layout):
     def function(*tensors):
         return epilogue(*tensors, act=act, gain=0.7 if with_bias else None)
 
@@ -92,7 +86,7 @@ def test_native_epilogue_equals_the_reference(native, act, with_noise, with_bias
 
 
 @places
-def test_native_epilogue_clamps_as_the_reference(native, device, layout):
+def test_native_epilogue_clamps_as_the_reference(native_ops, device, layout):
     *inputs, dy = operands(0, 3, 20, 9, 9, device=device, layout=layout)
 
     def function(*tensors):
@@ -104,7 +98,7 @@ def test_native_epilogue_clamps_as_the_reference(native, device, layout):
 
 
 @formats
-def test_native_epilogue_in_any_format_is_near_the_reference_in_more_digits(native, device, layout, dtype):
+def test_native_epilogue_in_any_format_is_near_the_reference_in_more_digits(native_ops, device, layout, dtype):
     x, scale, noise, bias, dy = operands(2, 4, 64, 16, 16, dtype, device=device, layout=layout)
     wide = torch.promote_types(dtype, torch.float32)
 
@@ -119,8 +113,7 @@ def test_native_epilogue_in_any_format_is_near_the_reference_in_more_digits(nati
 
 @places
 @pytest.mark.parametrize("clamp", [None, 1.0])
-def test_gradcheck_to_second_order(native, device, layout, clamp):
-    backend.set_policy("native")
+def test_gradcheck_to_second_order(native_ops, device, layout, clamp):
     x, scale, noise, bias, _ = operands(6, 2, 3, 2, 3, torch.float64, device=device, layout=layout)
 
     def layer(x, scale, noise, bias):
@@ -130,7 +123,7 @@ def test_gradcheck_to_second_order(native, device, layout, clamp):
     assert gradcheck(layer, inputs) and gradgradcheck(layer, inputs)
 
 
-def test_sums_do_not_depend_on_the_number_of_threads(native):
+def test_sums_do_not_depend_on_the_number_of_threads(native_ops):
     x, scale, noise, bias, dy = operands(3, 5, 64, 24, 24)
     before, results = torch.get_num_threads(), []
     try:
@@ -143,8 +136,7 @@ def test_sums_do_not_depend_on_the_number_of_threads(native):
 
 
 @places
-def test_other_layouts_activations_and_types_run_the_reference(native, device, layout):
-    backend.set_policy("native")
+def test_other_layouts_activations_and_types_run_the_reference(native_ops, device, layout):
     x, scale, noise, bias, _ = operands(4, 2, 6, 5, 5, device=device, layout=layout)
     elsewhere = x.transpose(2, 3).contiguous().transpose(2, 3)
     assert torch.equal(modulate(elsewhere, scale), x * scale[:, :, None, None])
@@ -155,8 +147,7 @@ def test_other_layouts_activations_and_types_run_the_reference(native, device, l
 
 @places
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 0, 3, 3), (2, 4, 0, 3)])
-def test_empty_tensors_pass(native, device, layout, shape):
-    backend.set_policy("native")
+def test_empty_tensors_pass(native_ops, device, layout, shape):
     x, scale, noise, bias, _ = (t.requires_grad_() for t in operands(0, *shape, device=device, layout=layout))
     y = epilogue(modulate(x, scale), scale, noise, bias, act="lrelu")
     assert y.shape == x.shape
@@ -165,7 +156,7 @@ def test_empty_tensors_pass(native, device, layout, shape):
 
 
 @places
-def test_operands_at_odd_addresses_and_with_gaps_give_the_same(native, device, layout):
+def test_operands_at_odd_addresses_and_with_gaps_give_the_same(native_ops, device, layout):
     x, scale, noise, bias, dy = operands(7, 2, 16, 4, 6, device=device, layout=layout)
 
     def function(*tensors):
@@ -184,7 +175,7 @@ def test_operands_at_odd_addresses_and_with_gaps_give_the_same(native, device, l
 
 @places
 @pytest.mark.parametrize("kind", ["expanded", "gaps", "gaps in channels_last", "transposed"])
-def test_the_ops_themselves_take_any_strides(native, device, layout, kind):
+def test_the_ops_themselves_take_any_strides(native_ops, device, layout, kind):
     """As a compiler may hand them over."""
     from torch_utils.ops.native_modulation import ops
 
@@ -211,7 +202,7 @@ def test_the_ops_themselves_take_any_strides(native, device, layout, kind):
 
 
 @places
-def test_operands_of_another_type_are_refused(native, device, layout):
+def test_operands_of_another_type_are_refused(native_ops, device, layout):
     from torch_utils.ops.native_modulation import ops
 
     backend.implementation(device)
@@ -225,7 +216,7 @@ def test_operands_of_another_type_are_refused(native, device, layout):
 
 
 @places
-def test_opcheck(native, device, layout):
+def test_opcheck(native_ops, device, layout):
     from torch_utils.ops.native_modulation import ops
 
     backend.implementation(device)
@@ -320,7 +311,7 @@ def losses(policy):
     return [img, *(g for g in plain if g is not None), *path, *r1]
 
 
-def test_networks_and_their_regularisers_are_the_same_with_native_ops(native):
+def test_networks_and_their_regularisers_are_the_same_with_native_ops(native_ops):
     assert_near(losses("native"), losses("reference"), 2e-4)
 
 

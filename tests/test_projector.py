@@ -232,7 +232,6 @@ def test_a_photo_is_seen_upright(tmp_path):
         ("plain", [f"--target={__file__}"], "test_projector.py"),
         ("classes", ["--target=target.png"], "--class=0 to --class=2"),
         ("classes", ["--target=target.png", "--class=3"], "0 to 2"),
-        ("plain", ["--target=target.png", "--class=0"], "without labels"),
         ("plain", ["--target=target.png", "--distance=nothing.pt"], "--distance=nothing.pt"),
         ("plain", ["--target=torn.png"], "torn"),
         ("missing", ["--target=target.png"], "missing"),

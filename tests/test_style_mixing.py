@@ -70,7 +70,6 @@ def test_all_layers_give_the_column_and_none_are_named_that_do_not_exist(network
     ("network", "arguments", "message"),
     [
         ("plain", ["--styles=0-6"], "layers 0 to 5"),
-        ("plain", ["--class=0"], "without labels"),
         ("classes", [], "--class=0 to --class=2"),
         ("classes", ["--class=3"], "0 to 2"),
         ("no_ema", [], "G_ema"),

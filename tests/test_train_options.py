@@ -21,9 +21,19 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plain(data, tmp_path_factory):
-    """A run without any of the options."""
-    return train(data, tmp_path_factory.mktemp("plain") / "run", **STEPS)
+def trained(data, tmp_path_factory):
+    """The run folder of some options, each made once. Images are 8x8 unless `size` says otherwise."""
+    done = {}
+
+    def run(size=8, **typed):
+        key = (size, *sorted(typed.items()))
+        if key not in done:
+            folder = tmp_path_factory.mktemp("trained")
+            source = data if size == 8 else write_data(folder / "pics.zip", size=size)
+            done[key] = train(source, folder / "run", **{**STEPS, **typed})
+        return done[key]
+
+    return run
 
 
 def state_of(data, **typed):
@@ -35,43 +45,55 @@ def weights(module):
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-# Each of these trains, reports, and ends elsewhere than the plain run.
+# Each of these trains, reports, and ends elsewhere than the run that differs from it by the option alone.
 
-CHANGES = {
-    "relativistic with R2": (
-        dict(objective="relativistic", r2_gamma=0.5, aug="noaug"),
-        {"Loss/r2_penalty", "Loss/r1_penalty", "Loss/D/loss"},
-        {"G", "D"},
-    ),
-    "R2 alone": (dict(r2_gamma=0.5, gamma=0.0), {"Loss/r2_penalty"}, {"G", "D"}),
-    "mode seeking": (dict(ms_weight=1.0), {"Loss/ms/loss"}, {"G"}),
-    "pairing": (dict(pairing_weight=0.5), {"Loss/pairing/loss", "Loss/pairing/accuracy", "Loss/pairing/weight"}, {"G"}),
-    "binary pairing": (dict(pairing_weight=0.5, pairing_mode="binary"), {"Loss/pairing/loss", "Loss/pairing/accuracy"}, {"G"}),
-    "shuffled pairing": (dict(pairing_weight=0.5, pairing_shuffle=True), {"Loss/pairing/loss"}, {"G"}),
-    "further negatives": (dict(pairing_weight=0.5, pairing_extra=30, pairing_near=0.5, pairing_space="w"), {"Loss/pairing/grad_norm"}, {"G"}),
-    "pairing by wider towers": (dict(pairing_weight=0.5, pairing_width=2), {"Loss/pairing/loss"}, {"G"}),
-    "pairing of a coarse view": (dict(pairing_weight=0.5, pairing_view=8), {"Loss/pairing/loss"}, {"G"}),
-    "pairing by D's features": (dict(pairing_weight=0.5, pairing_features=True), {"Loss/pairing/loss", "Loss/pairing/grad_norm"}, {"G"}),
-    "pairing after a warm-up": (dict(pairing_weight=0.5, pairing_warmup=1), {"Loss/pairing/loss"}, {"G"}),
-    "pairing of w": (dict(pairing_weight=0.5, pairing_space="w"), {"Loss/pairing/loss"}, {"G"}),
-    "bf16": (dict(precision="bf16"), set(), {"G", "D"}),
-    "fixed augmentation": (dict(aug="fixed", p=0.5, augpipe="bgcfnc"), set(), {"G", "D"}),
-    "accumulation": (dict(batch_gpu=84), set(), {"G", "D"}),
-    "mirrored subset": (dict(mirror=True, subset=20), set(), {"G", "D"}),
+PAIRED, FIXED = dict(pairing_weight=0.5), dict(aug="fixed", augpipe="bgcfnc")
+MANY = dict(**PAIRED, pairing_extra=30)
+CHANGES = {  # what the run is compared with, what is added to it, what is reported then, and whose weights end elsewhere
+    "relativistic": (dict(aug="noaug", r2_gamma=0.5), dict(objective="relativistic"), {"Loss/r2_penalty", "Loss/r1_penalty"}, {"G", "D"}),
+    "R1": (dict(gamma=0.0), dict(gamma=0.5), {"Loss/r1_penalty"}, {"G", "D"}),
+    "R2": (dict(gamma=0.0), dict(r2_gamma=0.5), {"Loss/r2_penalty"}, {"G", "D"}),
+    "mode seeking": ({}, dict(ms_weight=1.0), {"Loss/ms/loss"}, {"G"}),
+    "pairing": ({}, PAIRED, {"Loss/pairing/loss", "Loss/pairing/accuracy", "Loss/pairing/weight", "Loss/pairing/grad_norm"}, {"G"}),
+    "binary pairing": (PAIRED, dict(pairing_mode="binary"), {"Loss/pairing/loss", "Loss/pairing/accuracy"}, {"G", "P"}),
+    "shuffled pairing": (PAIRED, dict(pairing_shuffle=True), {"Loss/pairing/loss"}, {"G", "P"}),
+    "further negatives": (PAIRED, dict(pairing_extra=30), {"Loss/pairing/grad_norm"}, {"G", "P"}),
+    "nearer negatives": (MANY, dict(pairing_near=0.5), {"Loss/pairing/grad_norm"}, {"G", "P"}),
+    "further negatives of w": (MANY, dict(pairing_space="w"), {"Loss/pairing/grad_norm"}, {"G", "P"}),
+    "pairing at another temperature": (PAIRED, dict(pairing_tau=0.5), {"Loss/pairing/loss"}, {"G", "P"}),
+    "pairing at another rate": (PAIRED, dict(pairing_lr=0.01), {"Loss/pairing/loss"}, {"G", "P"}),
+    "pairing by wider towers": (PAIRED, dict(pairing_width=2), {"Loss/pairing/loss"}, {"G"}),
+    "pairing of a coarse view": (dict(size=16, **PAIRED), dict(pairing_view=8), {"Loss/pairing/loss"}, {"G"}),
+    "pairing by D's features": (PAIRED, dict(pairing_features=True), {"Loss/pairing/loss", "Loss/pairing/grad_norm"}, {"G"}),
+    "pairing after a warm-up": (PAIRED, dict(pairing_warmup=1), {"Loss/pairing/loss"}, {"G", "P"}),
+    "pairing of w": (PAIRED, dict(pairing_space="w"), {"Loss/pairing/loss"}, {"G", "P"}),
+    "bf16": ({}, dict(precision="bf16"), set(), {"G", "D"}),
+    "fixed augmentation": (dict(**FIXED, p=0.0), dict(p=0.5), set(), {"G", "D"}),
+    "another augmentation": (dict(aug="fixed", augpipe="bgc", p=0.5), dict(augpipe="bgcfnc"), set(), {"G", "D"}),
+    "accumulation": ({}, dict(batch_gpu=84), set(), {"G", "D"}),
+    "mirror": ({}, dict(mirror=True), set(), {"G", "D"}),
+    "subset": ({}, dict(subset=20), set(), {"G", "D"}),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_the_option_trains_and_matters(data, plain, tmp_path, name):
-    typed, reported, changed = CHANGES[name]
-    run = train(data, tmp_path / "run", **{**STEPS, **typed})
-    networks, before = load_network(run / LAST), load_network(plain / LAST)
+def test_the_option_trains_and_matters(trained, name):
+    without, typed, reported, changed = CHANGES[name]
+    run, other = trained(**{**without, **typed}), trained(**without)
+    networks, before = load_network(run / LAST), load_network(other / LAST)
     assert reported <= set(stats_of(run)[0])
     for network in ("G", "D", "G_ema"):
         assert all(torch.isfinite(tensor).all() for tensor in networks[network].state_dict().values())
     for network in changed:
         assert not torch.allclose(weights(networks[network]), weights(before[network]))
-    assert ("P" in networks) == ("pairing_weight" in typed)
+    assert ("P" in networks) == ("pairing_weight" in without | typed)
+
+
+def test_a_run_that_differs_by_no_option_ends_at_the_same_weights(data, trained, tmp_path):
+    """Without which none of the above would say anything."""
+    again = train(data, tmp_path / "run", **STEPS, **MANY)
+    for network in ("G", "D", "P"):
+        assert torch.equal(weights(load_network(again / LAST)[network]), weights(load_network(trained(**MANY) / LAST)[network]))
 
 
 def test_the_latent_tower_takes_what_the_space_says(data):
@@ -149,9 +171,9 @@ def test_keep_follows_the_metric_under_the_name_of_its_detector(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_phases_train_to_nearly_the_same_weights(data, plain, tmp_path):
+def test_compiled_phases_train_to_nearly_the_same_weights(data, trained, tmp_path):
     args = tiny_args(data, tmp_path / "run", compile=True, **STEPS)
     training_loop(args, CPU, 1)
-    compiled, eager = load_network(tmp_path / "run" / LAST), load_network(plain / LAST)
+    compiled, eager = load_network(tmp_path / "run" / LAST), load_network(trained() / LAST)
     assert torch.isfinite(weights(compiled.G)).all()
     assert (weights(compiled.D) - weights(eager.D)).abs().max() < 0.05

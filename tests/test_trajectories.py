@@ -75,6 +75,14 @@ def test_damaged_lines_are_named_by_file_and_number(tmp_path, damage):
         runs.load_runs([folder])
 
 
+def test_a_network_that_tells_no_moment_has_no_place_in_curves(tmp_path):
+    folder = write_run(tmp_path / "a", {"fid50k": {0: 9.0, 5: 8.0}}, metric="fid50k")
+    line = {"results": {"fid50k": 1.0}, "metric": "fid50k", "snapshot_pkl": "network-snapshot-best.safetensors", "protocol": PROTOCOL}
+    append(folder, "fid50k", [line])
+    (run,) = runs.load_runs([folder])
+    assert {kimg: point.value for kimg, point in run.points["fid50k"].items()} == {0: 9.0, 5: 8.0}
+
+
 def test_what_is_missing_or_unreadable_is_named(tmp_path):
     with pytest.raises(UserError, match="no run is given"):
         runs.load_runs([])

@@ -127,8 +127,10 @@ def _batch_arithmetic(o: Options, preset: Preset, gpus: int, pairing: bool) -> t
         what = "--batch-gpu" if o.batch_gpu is not None else f"--batch={batch} with --gpus={gpus}, --batch-gpu"
         fitting = -(-batch_gpu // mbstd) * mbstd
         raise UserError(f"{what}={batch_gpu} does not divide into the minibatch-std groups of {mbstd} of --cfg={o.cfg}; {fitting} would")
-    if pairing and batch_gpu < 2:
-        raise UserError(f"--pairing-weight needs at least 2 images per GPU at a time to tell latents apart, found --batch-gpu={batch_gpu}")
+    if pairing and per_gpu < 2:
+        raise UserError(f"--pairing-weight needs at least 2 images per GPU to tell latents apart, found --batch={batch} with --gpus={gpus}")
+    if pairing and o.pairing_mode == "binary" and batch_gpu < 2:
+        raise UserError(f"--pairing-mode=binary needs at least 2 images per GPU at a time, found --batch-gpu={batch_gpu}")
     if o.ms_weight > 0 and batch_gpu < 2:
         raise UserError(f"--ms-weight needs at least 2 images per GPU at a time, found --batch-gpu={batch_gpu}")
     return batch, batch_gpu, mbstd

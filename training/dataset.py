@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -196,6 +197,14 @@ class ImageFolderDataset:
         except UserError:
             return False
 
+    @property
+    def labels_usable(self) -> bool:
+        """Whether dataset.json holds labels that fit the images, in use or not."""
+        try:
+            return self.labels_in_file and self._load_labels().size > 0
+        except UserError:
+            return False
+
     def fingerprint(self) -> str:
         """Hex digest of the content: names, sizes and CRCs of the files, which of them are items, flips, labels.
         The same for a folder and a zip of it, wherever they lie; a folder is read whole for it."""
@@ -214,6 +223,23 @@ class ImageFolderDataset:
     def close(self) -> None:
         """Closes the zip; a later read opens it again."""
         self.store.close()
+
+
+def data_to_compare(**arguments: Any) -> ImageFolderDataset:
+    """The data set that a network is measured against: with its labels where they can be used, even if the network takes none.
+
+    So its fingerprint, by which figures and cached features are known, is one for all networks, with labels or without.
+
+    Args:
+        arguments: of `ImageFolderDataset`.
+
+    Raises:
+        UserError: as ImageFolderDataset.
+    """
+    dataset = ImageFolderDataset(**arguments)
+    if dataset.has_labels or not dataset.labels_usable:
+        return dataset
+    return ImageFolderDataset(**{**arguments, "use_labels": True, "store": dataset.store})
 
 
 def load_array(dataset: ImageFolderDataset) -> np.ndarray:

@@ -19,6 +19,7 @@ from dnnlib import UserError, atomic_path
 
 PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 ANIMATION_SUFFIXES = (".gif", ".mp4")
+GIF_FPS = 50  # players take a frame of one hundredth of a second for a mistake
 
 
 class LabelledImages(Protocol):
@@ -122,23 +123,25 @@ def enlarge(image: torch.Tensor, smallest: int) -> torch.Tensor:
     return image.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
-def check_animation_path(path: str | os.PathLike) -> pathlib.Path:
-    """The path of an animation, if it can be written here.
+def check_animation_path(path: str | os.PathLike, fps: float = 1) -> pathlib.Path:
+    """The path of an animation of so many frames per second, if it can be written here.
 
     Raises:
-        UserError: it ends in neither .gif nor .mp4, or MP4 is wanted without the optional package that encodes it.
+        UserError: it ends in neither .gif nor .mp4, a GIF is to show more than GIF_FPS, or the optional package that encodes MP4 is missing.
     """
     path = pathlib.Path(path)
     if path.suffix.lower() not in ANIMATION_SUFFIXES:
         raise UserError(f"an animation ends in {' or '.join(ANIMATION_SUFFIXES)}, which {path} does not")
     if path.suffix.lower() == ".mp4":
         _encoder()
+    elif fps > GIF_FPS:
+        raise UserError(f"{path} cannot show {fps:g} frames per second; a GIF shows {GIF_FPS} at most, and a name ending in .mp4 shows more")
     return path
 
 
 def write_animation(frames: Iterable[torch.Tensor], path: str | os.PathLike, fps: float) -> None:
     """Writes frames [C, H, W] as GIF or MP4, as the name says. See write_gif and write_mp4."""
-    path = check_animation_path(path)
+    path = check_animation_path(path, fps)
     (write_mp4 if path.suffix.lower() == ".mp4" else write_gif)(frames, path, fps)
 
 
@@ -148,17 +151,16 @@ def write_gif(frames: Iterable[torch.Tensor], path: str | os.PathLike, fps: floa
     Args:
         frames: images [C, H, W] of one size, in [-1, 1] or uint8, taken one at a time; alpha is composed over white.
         path: the file.
-        fps: frames per second; a GIF counts hundredths of a second per frame, at least 2, so it is met to that precision.
+        fps: frames per second, at most GIF_FPS. A GIF counts hundredths of a second: its frames take one more or less, the whole is as long as asked.
 
     Raises:
         UserError: the file cannot be written.
         ValueError: there are no frames.
     """
-    opaque = (_opaque(frame) for frame in frames)
+    opaque = (_lasting(_opaque(frame), round(100 * (index + 1) / fps) - round(100 * index / fps)) for index, frame in enumerate(frames))
     first = _first_of(opaque)
-    duration = max(20, 10 * round(100 / fps))
     with atomic_path(path) as temporary:
-        first.save(temporary, format="GIF", save_all=True, append_images=opaque, duration=duration, loop=0)
+        first.save(temporary, format="GIF", save_all=True, append_images=opaque, loop=0)
 
 
 def write_mp4(frames: Iterable[torch.Tensor], path: str | os.PathLike, fps: float) -> None:
@@ -188,8 +190,8 @@ def write_mp4(frames: Iterable[torch.Tensor], path: str | os.PathLike, fps: floa
                 writer.send(np.ascontiguousarray(array))
         finally:
             writer.close()
-        if not temporary.is_file() or temporary.stat().st_size == 0:
-            raise UserError(f"cannot write {path}: the video encoder failed; a name ending in .gif needs no encoder")
+        if not _plays(encoder, temporary):
+            raise UserError(f"cannot write {path}: the video encoder failed, or the disk is full; a name ending in .gif needs no encoder")
 
 
 def _encoder() -> Any:
@@ -202,6 +204,22 @@ def _encoder() -> Any:
     except RuntimeError as error:
         raise UserError("MP4 needs ffmpeg, which imageio-ffmpeg does not find here; install ffmpeg, or choose a name ending in .gif") from error
     return imageio_ffmpeg
+
+
+def _plays(encoder: Any, path: pathlib.Path) -> bool:
+    """Whether a video has frames that can be found: ffmpeg writes where they are at the very end, and its own end is not told."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    try:
+        return encoder.count_frames_and_secs(str(path))[0] > 0
+    except RuntimeError:
+        return False
+
+
+def _lasting(image: PIL.Image.Image, hundredths: int) -> PIL.Image.Image:
+    """The image, to be shown for so many hundredths of a second, where PIL looks for that."""
+    image.info["duration"] = 10 * hundredths
+    return image
 
 
 def _first_of(items: Iterator[Any]) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +21,21 @@ from training import objectives
 PHASES = ("Gmain", "Greg", "Gboth", "Dmain", "Dreg", "Dboth")
 PAIRING_MODES = ("infonce", "binary")
 PAIRING_SPACES = ("z", "w")
+
+
+class Whole(NamedTuple):
+    """The batch of a rank that a round of an accumulation is a part of: the latents that pairing chooses among are those of all of it.
+
+    Attributes:
+        z: latents [B, z_dim] of the images to generate.
+        c: their labels [B, c_dim]; real_c: those of the real images.
+        rows: which of the B rows the round has.
+    """
+
+    z: torch.Tensor
+    c: torch.Tensor
+    real_c: torch.Tensor
+    rows: slice
 
 
 class StyleGAN2Loss:
@@ -41,7 +57,7 @@ class StyleGAN2Loss:
         pairing_gather: use the latents of all ranks as negatives.
         pairing_shuffle: a control: each image is paired with the latent of another, so that there is nothing to be learned.
         pairing_features: P sees D's features of the images instead of the images. D itself learns nothing from the pairing term.
-        pairing_extra: further latents drawn as negatives of every round, for 'infonce'.
+        pairing_extra: further latents drawn as negatives in every round, for 'infonce'.
         pairing_near: how far from the batch's own latents they are drawn, 0 to 1; 1: independently.
         ms_weight: weight of the mode-seeking baseline.
         on_real_logits, on_accuracy: receive D's logits of real images and the pairing accuracy of every round, for the controllers.
@@ -120,25 +136,39 @@ class StyleGAN2Loss:
                 latent = self.G_mapping(latent, labels, skip_w_avg_update=True)[:, 0]
         return self.P.embed_latent(latent)
 
-    def pairing_term(self, img: torch.Tensor, z: torch.Tensor, c: torch.Tensor, plain_ws: torch.Tensor, gain: float = 1) -> torch.Tensor:
-        """The unweighted pairing loss of one batch, reported with its accuracy and, in a backward pass of `gain`, with its gradient."""
-        latent = z if self.pairing_space == "z" else plain_ws[:, 0].detach()
-        if self.pairing_shuffle:
-            latent = latent.roll(1, dims=0)
-        if self.style_mixing_prob > 0:
-            img = self.G_synthesis(plain_ws)  # a mixed image comes from two latents: pair the unmixed one
-        e_z = self.P.embed_latent(latent)
+    def candidates(self, plain_ws: torch.Tensor, whole: Whole) -> torch.Tensor:
+        """The latents that an image may come from, as P sees them: those of the whole batch [B, z_dim or w_dim], whatever a round has of it."""
+        if self.pairing_space == "z":
+            latent = whole.z
+        elif len(plain_ws) == len(whole.z):
+            latent = plain_ws[:, 0].detach()
+        else:
+            with torch.no_grad():
+                latent = self.G_mapping(whole.z, whole.c, skip_w_avg_update=True)[:, 0]
+            latent[whole.rows] = plain_ws[:, 0].detach()
+        return latent.roll(1, dims=0) if self.pairing_shuffle else latent
+
+    def pairing_term(self, img: torch.Tensor, plain_ws: torch.Tensor, whole: Whole, gain: float = 1) -> torch.Tensor:
+        """The unweighted pairing loss of a round, reported with its accuracy and, in a backward pass of `gain`, with its gradient.
+
+        Args:
+            img: images [N, C, H, W] of the round, none of them mixed of two latents.
+            plain_ws: the ws [N, num_ws, w_dim] that made them.
+            whole: the batch that the round is a part of.
+            gain: factor on the loss.
+        """
+        e_z = self.P.embed_latent(self.candidates(plain_ws, whole))
         # The other ranks' latents travel while the image tower runs.
         gather = LatentGather(e_z) if self.pairing_gather and self.pairing_mode == "infonce" else None
         seen = _watched("pairing", img, gain)
         e_x = self.P.embed_image(self.D.features(seen) if self.pairing_features else seen)
         if self.pairing_mode == "binary":
-            loss, accuracy = binary_pairing(e_x, e_z, self.pairing_tau)
+            loss, accuracy = binary_pairing(e_x, e_z[whole.rows], self.pairing_tau)
         else:
-            e_z, targets = (e_z, None) if gather is None else gather.finish()
+            e_z, places = (e_z, torch.arange(len(e_z), device=e_z.device)) if gather is None else gather.finish()
             if self.pairing_extra:
-                e_z = torch.cat([e_z, self.embed_further(z, c)])
-            loss, accuracy = infonce(e_x, e_z, self.pairing_tau, targets)
+                e_z = torch.cat([e_z, self.embed_further(whole.z, whole.c)])
+            loss, accuracy = infonce(e_x, e_z, self.pairing_tau, places[whole.rows])
         training_stats.report("Loss/pairing/loss", loss)
         training_stats.report("Loss/pairing/accuracy", accuracy)
         training_stats.report("Loss/pairing/weight", self.pairing_weight)
@@ -146,17 +176,19 @@ class StyleGAN2Loss:
             self.on_accuracy(accuracy)
         return loss
 
-    def _generator_main(self, real_img, real_c, z, c, gain) -> None:
+    def _generator_main(self, real_img, real_c, z, c, gain, whole: Whole) -> None:
+        half = len(z) // 2
         if self.ms_weight > 0:
             # Mode seeking compares images of two latents under one label: both halves of the batch share their labels.
-            half = len(z) // 2
-            c = torch.cat([c[:half], c[:half], c[2 * half :]])
+            c = _first_half_twice(c)
         img, _, plain_ws = self.run_G(z, c)
         judged = img if self.P is None and not self.ms_weight else _watched("G", img, gain)
         logits = self.run_D(judged, c)
         training_stats.report("Loss/scores/fake", logits)
         training_stats.report("Loss/signs/fake", logits.sign())
         if self.objective == "relativistic":
+            if self.ms_weight > 0:  # for images of the same labels
+                real_img, real_c = _first_half_twice(real_img), _first_half_twice(real_c)
             with torch.no_grad():
                 real_logits = self.run_D(real_img, real_c)
             loss = objectives.relativistic_loss(winner_logits=logits, loser_logits=real_logits)
@@ -164,8 +196,10 @@ class StyleGAN2Loss:
             loss = objectives.generator_loss(logits)
         training_stats.report("Loss/G/loss", loss)
         loss = loss.mean()
+        if self.style_mixing_prob > 0 and (self.P is not None or self.ms_weight > 0):
+            img = self.G_synthesis(plain_ws)  # a mixed image comes from two latents: both terms are about what one latent makes
         if self.P is not None:
-            loss = loss + self.pairing_weight * self.pairing_term(img, z, c, plain_ws, gain)
+            loss = loss + self.pairing_weight * self.pairing_term(img, plain_ws, whole, gain)
         if self.ms_weight > 0:
             sought = _watched("ms", img, gain)
             seeking = mode_seeking(sought[:half], sought[half : 2 * half], z[:half], z[half : 2 * half])
@@ -207,10 +241,10 @@ class StyleGAN2Loss:
         fake_loss = 0
         if self.objective == "logistic" and fake_logits is not None:
             # The two halves of the logistic loss part here: the graph of the fakes is freed before the reals are run.
-            fake_loss = objectives.discriminator_fake_loss(fake_logits).mean() if main else 0
+            fake_loss = objectives.discriminator_fake_loss(fake_logits)
             penalty = self._penalty("r2", fake_logits, fake_img, self.r2_gamma) if r2 else 0
-            ((fake_loss + penalty) * gain).backward()
-            fake_loss = fake_loss.detach() if main else 0
+            (((fake_loss.mean() if main else 0) + penalty) * gain).backward()
+            fake_loss = fake_loss.detach()
         terms = []
         if self.objective == "relativistic" and r2:
             terms.append(self._penalty("r2", fake_logits, fake_img, self.r2_gamma))
@@ -219,8 +253,9 @@ class StyleGAN2Loss:
             real_logits = self.run_D(real_img, real_c)
             self._report_real(real_logits)
             if main and self.objective == "logistic":
-                terms.append(objectives.discriminator_real_loss(real_logits).mean())
-                training_stats.report("Loss/D/loss", fake_loss + terms[-1])
+                real_loss = objectives.discriminator_real_loss(real_logits)
+                training_stats.report("Loss/D/loss", fake_loss + real_loss)
+                terms.append(real_loss.mean())
             elif main:
                 pair_loss = objectives.relativistic_loss(winner_logits=real_logits, loser_logits=fake_logits)
                 training_stats.report("Loss/D/loss", pair_loss)
@@ -247,11 +282,12 @@ class StyleGAN2Loss:
         gen_c: torch.Tensor,
         sync: bool = True,
         gain: float = 1,
+        whole: Whole | None = None,
     ) -> None:
         """Adds gain times the gradients of `phase`'s mean loss to the networks' .grad.
 
         Every loss is a mean over the samples given, so with gain = 1 / rounds the rounds of an accumulation sum to the
-        gradient of one big batch (except that pairing negatives and the path length's mean see one round at a time).
+        gradient of one big batch (except that path length's mean, mode seeking and binary pairing see one round at a time).
 
         Args:
             phase: one of `PHASES`; the networks that the phase does not train have requires_grad off.
@@ -260,23 +296,31 @@ class StyleGAN2Loss:
                 it compares a real and a generated image of one class.
             sync: kept from the field's signature; the training loop exchanges gradients itself, after the last round.
             gain: factor on the loss.
+            whole: what the samples are a round of; None: they are the whole batch of this rank.
 
         Raises:
             ValueError: unknown phase.
         """
         if phase not in PHASES:
             raise ValueError(f"phase is one of {', '.join(PHASES)}, found {phase!r}")
+        whole = whole or Whole(gen_z, gen_c, real_c, slice(None))
         if self.objective == "relativistic":
-            gen_c = real_c
+            gen_c, whole = real_c, whole._replace(c=whole.real_c)
         self.G_mapping, self.G_synthesis, self.D = self._compiled if phase.endswith("main") else self._plain
         if phase in ("Gmain", "Gboth"):
-            self._generator_main(real_img, real_c, gen_z, gen_c, gain)
+            self._generator_main(real_img, real_c, gen_z, gen_c, gain, whole)
         if phase in ("Greg", "Gboth") and self.pl_weight > 0:
             self._generator_reg(gen_z, gen_c, gain)
         if phase.startswith("D"):
             main, reg = phase in ("Dmain", "Dboth"), phase in ("Dreg", "Dboth")
             if main or (reg and (self.r1_gamma > 0 or self.r2_gamma > 0)):
                 self._discriminator(real_img, real_c, gen_z, gen_c, gain, main, reg)
+
+
+def _first_half_twice(x: torch.Tensor) -> torch.Tensor:
+    """Rows 0 to N / 2 - 1 and the same again; the last row of an odd number stays."""
+    half = len(x) // 2
+    return torch.cat([x[:half], x[:half], x[2 * half :]])
 
 
 def _watched(term: str, img: torch.Tensor, gain: float) -> torch.Tensor:

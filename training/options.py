@@ -62,14 +62,14 @@ MAX_SEED = 2**32 - 1  # what numpy takes
 class Options:
     """What the user typed, or the defaults. None means: worked out from the rest (the preset, the data, the device)."""
 
-    outdir: str | None = _general(None, str, "folder for the numbered run folders", shown="required")
+    outdir: str | None = _general(None, str, "folder for numbered run folders, or, called 00000-NAME, the run folder itself", shown="required")
     gpus: int = _general(1, COUNT, "processes on this machine, one GPU each")
     snap: int = _general(50, COUNT, "ticks between snapshots (networks, state, images, metrics)")
     metrics: list = _general(("fid50k_full",), CommaList(), "metrics at each snapshot, comma list or none")
     seed: int = _general(0, click.IntRange(min=0, max=MAX_SEED), "random seed")
     dry_run: bool = _general(False, None, "print the whole configuration and exit", flag=True, short="-n")
     tick: int = _general(4, COUNT, "kimg per tick")
-    keep: int = _general(0, click.IntRange(min=0), "snapshots to keep besides the best; 0: all")
+    keep: int = _general(0, click.IntRange(min=0), "snapshots to keep besides the best, at least the last two; 0: all")
     best: str | None = _general(None, str, "metric that tells the best snapshot, or a figure such as prdc50k3_coverage", shown="the first metric")
     detector: str | None = _general(None, str, "detector of all metrics: inception, vgg16, embedded or a TorchScript file", shown="each metric's own")
     trust_detector: bool = _general(False, None, "run the file of --detector, now and later: TorchScript is a program", flag=True)
@@ -100,10 +100,10 @@ class Options:
     pairing_space: str = _pairing("z", click.Choice(PAIRING_SPACES), "latents to identify")
     pairing_dim: int = _pairing(128, COUNT, "length of the pairing embeddings")
     pairing_width: int = _pairing(1, COUNT, "width of both towers of the pairing network, in multiples of its default")
-    pairing_view: int | None = _pairing(None, COUNT, "edge of the images as the pairing network sees them, averaged down to it", shown="the data's")
+    pairing_view: int | None = _pairing(None, COUNT, "edge of the images as P sees them, averaged down: a power of two from 8 on", shown="the data's")
     pairing_features: bool = _pairing(False, bool, "the pairing network sees the discriminator's features of an image instead of its pixels")
     pairing_lr: float | None = _pairing(None, POSITIVE, "learning rate of the pairing network", shown="that of G")
-    pairing_gather: bool = _pairing(True, bool, "use the latents of all GPUs as negatives")
+    pairing_gather: bool = _pairing(True, bool, "use the latents of all GPUs as negatives, not those of one alone")
     pairing_shuffle: bool = _pairing(False, bool, "control: the pairing network sees the latents in another order")
     pairing_extra: int = _pairing(0, click.IntRange(min=0), "negatives to draw besides the latents of the batch")
     pairing_near: float | None = _pairing(
@@ -187,7 +187,7 @@ def _values(field: dataclasses.Field) -> str:
         return ", ".join(map(str, kind.choices))
     if isinstance(kind, (click.IntRange, click.FloatRange)):
         low = f"{'>' if kind.min_open else '>='} {kind.min}" if kind.min is not None else ""
-        return f"{kind.min} to {kind.max}" if kind.max is not None else low
+        return f"{'above ' if kind.min_open else ''}{kind.min} to {kind.max}" if kind.max is not None else low
     return {bool: "true, false", None: "flag"}.get(kind, "list" if isinstance(kind, CommaList) else "text")
 
 

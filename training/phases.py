@@ -12,7 +12,7 @@ from torch import nn
 
 from torch_utils import training_stats
 from torch_utils.distributed import exchange_gradients
-from training.loss import StyleGAN2Loss, trainable
+from training.loss import StyleGAN2Loss, Whole, trainable
 
 G_REG_INTERVAL = 4
 D_REG_INTERVAL = 16
@@ -86,7 +86,8 @@ def run_phase(phase: Phase, loss: StyleGAN2Loss, batch: Batch, batch_gpu: int) -
     """Accumulates the phase's gradients over rounds of `batch_gpu` images, averages them over ranks, and steps.
 
     Rounds deal out the batch in turn, as ranks do. A minibatch-std group is made of images a whole number of groups apart, so each round
-    sees groups that the whole batch has, too: neither rounds nor ranks change what a step does.
+    sees groups that the whole batch has, too, and pairing chooses among the latents of the whole batch: neither rounds nor ranks change what a
+    step does.
 
     Args:
         batch: real images [N, C, H, W], their labels, latents and labels of generated images, all with N rows.
@@ -98,8 +99,10 @@ def run_phase(phase: Phase, loss: StyleGAN2Loss, batch: Batch, batch_gpu: int) -
     with trainable(*phase.modules):
         phase.optimizer.zero_grad(set_to_none=True)
         for index in range(rounds):
-            part = [t[index::rounds] for t in batch]
-            loss.accumulate_gradients(phase.name, *part, sync=index == rounds - 1, gain=phase.gain / rounds)
+            rows = slice(index, None, rounds)
+            whole = Whole(z=batch[2], c=batch[3], real_c=batch[1], rows=rows)
+            part = [t[rows] for t in batch]
+            loss.accumulate_gradients(phase.name, *part, sync=index == rounds - 1, gain=phase.gain / rounds, whole=whole)
         bad = exchange_gradients(p for module in phase.modules for p in module.parameters())
     phase.optimizer.step()
     return bad

@@ -8,6 +8,7 @@ projector.py's business, what "looks like" means is `training.perceptual`'s.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import tokenize
 import zipfile
@@ -24,7 +25,7 @@ from training.networks import Generator
 from training.perceptual import PerceptualDistance
 
 MEAN_SEED = 123  # of the latents that mean and spread of w are estimated with, as in StyleGAN2-ADA
-MAX_FILE_BYTES = 1 << 28
+MAX_FILE_BYTES, MAX_HEADER_BYTES = 1 << 28, 1 << 16  # of a projection, and of the header of its array
 MEAN_BATCH = 1000
 SMALLEST_NOISE = 8  # noise images are not averaged down below this edge
 
@@ -198,11 +199,14 @@ def read_projection(path: str, G: Generator) -> torch.Tensor:
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """One array of an .npz, after a look at its header: numpy makes room for whatever that announces."""
     info = archive.getinfo(name)
+    if info.file_size > MAX_FILE_BYTES:
+        raise ValueError("an array of more than a projection's length")
     with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(member)
-        if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - member.tell() or info.file_size > MAX_FILE_BYTES:
-            raise ValueError("an array of another length than it says")
+        start = io.BytesIO(member.read(MAX_HEADER_BYTES))  # a header, too, has whatever length it announces
+    version = np.lib.format.read_magic(start)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(start)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - start.tell():
+        raise ValueError("an array of another length than it says")
     with archive.open(info) as member:
         return np.lib.format.read_array(member, allow_pickle=False)

@@ -1,7 +1,7 @@
 """Images from seeds: latents, labels, the layout of sheets, style mixing, walks between seeds, and rendering in batches.
 
-An image is a function of the network, its seed, its label and the look asked for; how many are rendered at a time does not
-change it. Files are written elsewhere (training.images, generate.py).
+An image is a function of the network, its seed, its label and the look asked for. How many are rendered at a time changes how
+numbers are rounded, no more: single levels of 256 in float32, a few in half precision. Files are written elsewhere (training.images, generate.py).
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def plan_sheet(grid: tuple[int, int] | None, seeds: Sequence[int] | None, class_
     blocks = math.ceil(rows / c_dim) if rows_are_classes else rows
     needed = columns * blocks if needed is None else needed
     if seeds is not None and len(seeds) != needed:
-        what = "one per column" if rows_are_classes and blocks == 1 else "one per cell"
+        what = "one per cell" if not rows_are_classes else "one per column" if blocks == 1 else "one per column for each round of the classes"
         raise UserError(f"--grid={columns}x{rows} needs {needed} seeds ({what}), but --seeds names {len(seeds)}")
     seeds = list(range(needed)) if seeds is None else list(seeds)
     if not rows_are_classes:

@@ -21,7 +21,7 @@ from torch_utils.ops import backend
 from training import alarm
 from training.config import leading_figure
 from training.data_loader import StreamingLoader, open_loader
-from training.dataset import ImageFolderDataset
+from training.dataset import ImageFolderDataset, data_to_compare
 from training.disk import DiskWatch, predict_sizes
 from training.history import STATS_FILE
 from training.image_store import FolderStore
@@ -132,6 +132,8 @@ class Trainer:
         self.say(f"Training images: {len(dataset):,} of {dataset.image_shape}, label size {dataset.label_dim}")
         self.say("Parameters:      " + ", ".join(f"{name} {count:,}" for name, count in sizes.items()))
         self.say(f"Device:          {self.device}, batch {args.batch_size}, {args.batch_gpu} at a time, {args.num_gpus} process(es)")
+        if state.P is not None:
+            self.say(f"Pairing:         weight {args.loss_kwargs.pairing_weight:g}, {_pairing_task(args)}")
         self.say(f"Run folder:      {self.run.path}")
         if dataset.labels_in_file and not dataset.has_labels:
             self.say("Note: the data set has labels; --cond=1 would train on them.")
@@ -215,7 +217,7 @@ class Trainer:
         args = self.args
 
         def make_dataset(**overrides):
-            return ImageFolderDataset(**{**without_class(args.training_set_kwargs), **overrides}, store=self.dataset.store)
+            return data_to_compare(**{**without_class(args.training_set_kwargs), **overrides}, store=self.dataset.store)
 
         def warn(name: str, error: Exception) -> None:
             self.say(f"Warning: the metric {name} failed: {error}")
@@ -306,6 +308,15 @@ class Trainer:
         finally:
             self.progress.close()
         return 0
+
+
+def _pairing_task(args: EasyDict) -> str:
+    """What the pairing network has to tell, in words."""
+    kwargs = args.loss_kwargs
+    if kwargs.pairing_mode == "binary":
+        return "a latent is either that of an image or another"
+    latents = args.batch_size // (1 if kwargs.pairing_gather else args.num_gpus) + kwargs.get("pairing_extra", 0)
+    return f"the latent of an image is one of {latents:,}"
 
 
 def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continued: bool = False) -> int:

@@ -4,7 +4,7 @@
 const STRIP = 9, POLL_MS = 700, SETTLE_MS = 120;
 const view = { seed: 0, to: 1, t: 0, space: "z", class: 0, trunc: 1, layout: "images" };
 const $ = (id) => document.getElementById(id);
-let about = null, map = null, mapKey = "", settling = 0, turn = 0;
+let about = null, map = null, mapKey = "", settling = 0, turn = 0, mapTurn = 0, mapping = false;
 
 function query(parts) {
   const values = { class: view.class, trunc: view.trunc, ...parts };
@@ -92,19 +92,22 @@ async function showNearest() {
 
 async function followMap() {
   const key = query({});
-  if (key === mapKey && map) return;
+  if (key === mapKey && (map || mapping)) return;
+  const own = ++mapTurn;
   mapKey = key;
   map = null;
+  mapping = true;
   document.body.dataset.state = "mapping";
   $("worst").replaceChildren();
-  while (key === mapKey) {
+  while (own === mapTurn) {
     let found;
     try {
       found = await ask("/map.json?" + key);
     } catch (error) {
       found = { state: "failed", why: error.message };
     }
-    if (key !== mapKey) return;
+    if (own !== mapTurn) return;
+    mapping = found.state !== "ready" && found.state !== "failed";
     if (found.state === "ready") return showMap(found);
     $("map-note").textContent = found.state === "failed" ? found.why : `${found.doing} ... ${Math.round(100 * found.done)} %`;
     drawMap();

@@ -19,6 +19,7 @@ from dnnlib import UserError, download
 from metrics.detectors.trust import require_trust, trust
 
 BASE_URLS = ("https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/",)
+TAKEN = ("inception", "vgg16", "embedded")  # names that a file of the user's does not get
 FILES = {"inception": "inception-2015-12-05.pt", "vgg16": "vgg16.pt"}
 # Arguments that ask these files for an output; a file can give it where its forward() has them all.
 ARGUMENTS = {
@@ -34,12 +35,16 @@ LACKING = {
 
 
 def name_of(spec: str) -> str:
-    """The name of the detector in result keys: "inception" or "vgg16" also for a copy of their file, else the file name as an identifier."""
+    """The name of the detector in result keys: "inception" or "vgg16" also for a copy of their file, else the file name as an identifier.
+
+    A file of the user's that is called like a detector of the project's is another one: inception.pt is inception_custom.
+    """
     file = pathlib.PurePosixPath(spec.replace("\\", "/").split("?")[0]).name
     for name, known in FILES.items():
         if spec == name or file == known:
             return name
-    return re.sub(r"\W+", "_", pathlib.PurePosixPath(file).stem).strip("_") or "custom"
+    found = re.sub(r"\W+", "_", pathlib.PurePosixPath(file).stem).strip("_") or "custom"
+    return f"{found}_custom" if found in TAKEN else found
 
 
 def locate(spec: str) -> pathlib.Path:
@@ -74,7 +79,7 @@ def _find(spec: str) -> pathlib.Path:
     else:
         path = pathlib.Path(spec)
         if not path.is_file():
-            raise UserError(f"--detector={spec} is neither inception, vgg16 or embedded, nor a file, nor a URL")
+            raise UserError(f"detector {spec} is neither inception, vgg16 or embedded, nor a file, nor a URL")
     _check_archive(path, spec)
     return path
 

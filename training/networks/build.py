@@ -25,6 +25,7 @@ CLASSES: dict[str, type[nn.Module]] = {
 }
 # What constructor arguments may be; the sizes that they imply are held against the stored tensors before anything is allocated.
 MAX_NUMBER, MAX_LAYERS, MAX_TAPS = 1 << 24, 64, 64
+MAX_RESOLUTION = 1 << 13  # without noise inputs no stored tensor need grow with it
 FRACTIONS = ("conv_clamp", "lr_multiplier", "w_avg_beta")
 WORDS = ("architecture", "activation", "low_precision")
 BUILD_ERRORS = (TypeError, ValueError, LookupError, RuntimeError, AttributeError, ArithmeticError, AssertionError)
@@ -80,7 +81,8 @@ def _is_usable(name: str, value: Any) -> bool:
         return _is_filter(value)
     if isinstance(value, float):
         return name in FRACTIONS
-    return isinstance(value, int) and 0 <= value <= (MAX_LAYERS if name.endswith("layers") else MAX_NUMBER)
+    most = MAX_LAYERS if name.endswith("layers") else MAX_RESOLUTION if name == "img_resolution" else MAX_NUMBER
+    return isinstance(value, int) and 0 <= value <= most
 
 
 def _is_filter(value: Any) -> bool:

@@ -22,6 +22,9 @@ class MappingNetwork(nn.Module):
         activation: of every layer.
         lr_multiplier: learning rate of this network relative to the rest.
         w_avg_beta: decay of the running mean of w in training; None: no mean is kept.
+
+    Raises:
+        ValueError: no layers, which give out what comes in, but what comes in is not as wide as w.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class MappingNetwork(nn.Module):
         layer_features = w_dim if layer_features is None else layer_features
         if c_dim > 0:
             self.embed = FullyConnectedLayer(c_dim, embed_features)
+        if num_layers == 0 and z_dim + embed_features != w_dim:
+            raise ValueError(f"a mapping network without layers gives out {z_dim + embed_features} numbers, but w_dim is {w_dim}")
         features = [z_dim + embed_features] + [layer_features] * (num_layers - 1) + [w_dim]
         for index in range(num_layers):
             layer = FullyConnectedLayer(features[index], features[index + 1], activation=activation, lr_multiplier=lr_multiplier)
