@@ -311,13 +311,13 @@ def open_side(opts: EasyDict, given: str, role: str, needs_labels: bool = False)
     local = download.fetch(given)
     networks = _load_networks(str(local))
     G = networks.G_ema.to(opts.run_on)
-    labels = given = None
+    labels = trained_on = None
     if G.c_dim > 0:
         kwargs = _dataset_kwargs(networks.meta, G, opts.data, None)
-        labels, given = _whole_dataset(kwargs), ImageFolderDataset(**kwargs)
+        labels, trained_on = _whole_dataset(kwargs), ImageFolderDataset(**kwargs)
     fingerprint = download.file_digest(local) if role == "real" else "generator"
     stream = REAL_STREAM if role == "real" else 0
-    return _generator_side(opts, G, labels, given=given, name=name, stream=stream, fingerprint=fingerprint)
+    return _generator_side(opts, G, labels, given=trained_on, name=name, stream=stream, fingerprint=fingerprint)
 
 
 def _follow_files(opts: EasyDict, sides: list[Side]) -> None:
@@ -370,8 +370,9 @@ def _save(opts: EasyDict) -> None:
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--out", help="Common beginning of the files", metavar="PATH", default="metrics", show_default=True)
 @click.option("--title", help="Heading of the pictures", default="", metavar="TEXT")
+@click.option("--names", help="Names of the lines, in order of first runs  [default: what tells them apart]", metavar="a,b", type=CommaList())
 @click.option("--signals", help="Statistics of stats.jsonl to draw as well, as Loss/G/grad_norm", metavar="a,b", type=CommaList(), default="")
-def plot(runs: tuple[str, ...], out: str, title: str, signals: list[str]) -> None:
+def plot(runs: tuple[str, ...], out: str, title: str, names: list[str] | None, signals: list[str]) -> None:
     """Draws what metric-*.jsonl of run directories say, over training: curves, and precision against recall and coverage; prints them as tables.
 
     Runs that differ by seed and length only are one line with a band. Figures of different protocols are refused.
@@ -381,7 +382,7 @@ def plot(runs: tuple[str, ...], out: str, title: str, signals: list[str]) -> Non
 
     stem = beginning_of_names(out, "--out")
     found = trajectories.load_runs([pathlib.Path(run) for run in runs])
-    for path in trajectories.plot(with_signals(found, signals), stem, title):
+    for path in trajectories.plot(with_signals(found, signals), stem, title, names or ()):
         print(path)
     print("\n" + trajectories.markdown_tables(found))
 

@@ -136,18 +136,18 @@ def _write_walk(renderer: Renderer, opts: EasyDict, path: pathlib.Path) -> None:
         ws = walk_ws(ws, opts.frames, opts.loop)
     pictures = renderer.render(ws, range(len(ws)))
     if _is_folder(opts.walk):
-        _refuse_older_frames(path, len(ws))
+        _refuse_older_frames(opts.walk, path, len(ws))
         _write_files(pictures, [path / f"frame{index:05d}.png" for index in range(len(ws))])
         return
     write_animation((enlarge(picture, SMALLEST_FRAME) for picture in progress(pictures, len(ws))), path, opts.fps)
     print(f"wrote {path} ({len(ws)} frames, {len(ws) / opts.fps:.1f} seconds)")
 
 
-def _refuse_older_frames(folder: pathlib.Path, count: int) -> None:
+def _refuse_older_frames(walk: str, folder: pathlib.Path, count: int) -> None:
     """Raises UserError where a longer walk left frames that would follow on those of this one."""
     older = [path.name for path in sorted(folder.glob("frame*.png")) if path.stem[5:].isdecimal() and int(path.stem[5:]) >= count]
     if older:
-        raise UserError(f"--walk={folder} has {count} frames, but {older[0]} of a longer walk lies there; remove it, or name another folder")
+        raise UserError(f"--walk={walk} has {count} frames, but {older[0]} of a longer walk lies there; remove it, or name another folder")
 
 
 if __name__ == "__main__":

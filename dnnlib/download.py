@@ -16,6 +16,7 @@ import re
 import sys
 import time
 import urllib.parse
+import uuid
 from collections.abc import Iterator, Sequence
 
 import requests
@@ -145,7 +146,7 @@ def discard(path: pathlib.Path) -> bool:
         with _exclusive(path):
             path.unlink(missing_ok=True)
             _record(path).unlink(missing_ok=True)
-    except OSError:  # of a cache that is somebody else's
+    except (OSError, UserError):  # of a cache that is somebody else's
         return False
     return True
 
@@ -173,9 +174,16 @@ def _read_digest(path: str | os.PathLike) -> str:
 
 def _fetch_into(target: pathlib.Path, download: _Download) -> pathlib.Path:
     """The cached file `target`, downloaded where it is missing or damaged."""
-    with _exclusive(target):
+    with _exclusive(target) as locked:
         if not _cached_file_is_good(target, download.digest):
-            _keep(target, download.run())
+            partial = _partial(target, shared=locked)
+            try:
+                _keep(target, partial, download.run(partial))
+            finally:
+                if not locked:  # nobody else would go on with it
+                    with contextlib.suppress(OSError):
+                        partial.unlink(missing_ok=True)
+                        _origin_file(partial).unlink(missing_ok=True)
     return target
 
 
@@ -189,7 +197,7 @@ class _Broken(Exception):
 
 @dataclasses.dataclass
 class _Download:
-    """One file on its way into its partial file beside `target`, from the first of `sources` that gives it."""
+    """One file on its way into a partial file beside `target`, from the first of `sources` that gives it."""
 
     url: str
     sources: Sequence[str]
@@ -199,46 +207,46 @@ class _Download:
     verbose: bool = True
     remedy: str = ""
 
-    def run(self) -> str:
+    def run(self, partial: pathlib.Path) -> str:
         """Returns the SHA-256 of the complete partial file."""
         reasons = []
         for source in self.sources:
             try:
-                return self._from(source)
+                return self._from(source, partial)
             except _Broken as error:
                 reasons.append(str(error) if source == self.url else f"{source}: {error}")
         remedy = f"go online, or save the file by hand as {self.target}, or give a local path instead{self.remedy}"
         raise UserError(f"cannot download {self.url} ({'; '.join(reasons)}): {remedy}")
 
-    def _from(self, source: str) -> str:
+    def _from(self, source: str, partial: pathlib.Path) -> str:
         """Downloads from one source with a few attempts; raises _Broken with the last one's reason."""
         attempt = 0
         while True:
             attempt += 1
             try:
-                self._attempt(source)
-                return self._checked_digest()
+                self._attempt(source, partial)
+                return self._checked_digest(partial)
             except requests.RequestException as error:
                 broken = _Broken(_short_reason(error), final=isinstance(error, requests.exceptions.InvalidURL))
             except _Broken as error:
                 broken = error
             except OSError as error:
-                raise UserError(f"cannot write {_partial(self.target)}: {error.strerror or error}") from error
+                raise UserError(f"cannot write {partial}: {error.strerror or error}") from error
             if broken.final or attempt == ATTEMPTS:
                 raise broken
             time.sleep(0.05 * 4**attempt)
 
-    def _checked_digest(self) -> str:
+    def _checked_digest(self, partial: pathlib.Path) -> str:
         """SHA-256 of the complete partial file, which is removed where another one is wanted."""
-        found = file_digest(_partial(self.target))
+        found = file_digest(partial)
         if self.digest is not None and found != self.digest.lower():
-            _partial(self.target).unlink()
+            partial.unlink()
             raise _Broken(f"the file there has SHA-256 {found} instead of {self.digest.lower()}", final=True)
         return found
 
-    def _attempt(self, source: str) -> None:
+    def _attempt(self, source: str, partial: pathlib.Path) -> None:
         """One request, for the rest of the file where a part of it came from this source before."""
-        partial, origin_file = _partial(self.target), _origin_file(self.target)
+        origin_file = _origin_file(partial)
         start, validator = 0, ""
         if partial.exists() and origin_file.exists():
             origin, _, validator = origin_file.read_text().partition("\n")
@@ -246,7 +254,7 @@ class _Download:
         headers = {"Accept-Encoding": "identity"}
         if start and validator:
             headers |= {"Range": f"bytes={start}-", "If-Range": validator}
-        with requests.get(source, headers=headers, stream=True, timeout=self.timeout) as response:
+        with _request(source, headers, self.timeout) as response:
             if response.status_code == 416:
                 partial.unlink()
                 raise _Broken("the partial file did not fit the one on the server")
@@ -254,7 +262,7 @@ class _Download:
                 final = response.status_code < 500 and response.status_code not in RETRIED_STATUS
                 raise _Broken(f"the server answers {response.status_code} {response.reason}", final)
             resumed = response.status_code == 206
-            if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            if resumed and (_is_encoded(response) or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
                 partial.unlink(missing_ok=True)
                 raise _Broken("the server sent another part than was asked for")
             atomic_write_text(origin_file, f"{source}\n{_validator(response)}")
@@ -265,7 +273,7 @@ class _Download:
         length = response.headers.get("Content-Length")
         expected = start + int(length) if length is not None and length.isdecimal() else None
         bar = tqdm.tqdm(
-            total=expected,
+            total=None if _is_encoded(response) else expected,
             initial=start,
             unit="B",
             unit_scale=True,
@@ -282,7 +290,7 @@ class _Download:
                 bar.update(len(chunk))
             handle.flush()
             os.fsync(handle.fileno())
-            received = handle.tell()
+        received = start + response.raw.tell()  # as sent, which is what the length is of
         if expected is not None and received != expected:
             raise _Broken(f"the transfer ended after {received:,} of {expected:,} bytes")
 
@@ -290,17 +298,25 @@ class _Download:
 def _local_file(path: pathlib.Path, digest: str | None) -> pathlib.Path:
     if not os.path.isfile(path):  # not Path.is_file: it raises where a folder may not be searched
         raise UserError(f"{path} {'is a folder' if os.path.isdir(path) else 'does not exist'}; an existing file or a URL is expected")
-    if digest is not None and (found := file_digest(path)) != digest.lower():
+    try:
+        found = None if digest is None else file_digest(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if digest is not None and found != digest.lower():
         raise UserError(f"{path} has SHA-256 {found} instead of {digest.lower()}; it is damaged or another file")
     return path
 
 
 def _cached_file_is_good(target: pathlib.Path, digest: str | None) -> bool:
     """Whether the cached file is there and matches both its record and the digest asked for."""
-    if not target.is_file():
+    if not os.path.isfile(target):
         return False
-    found, record = file_digest(target), _record(target)
-    recorded = record.read_text().strip() if record.is_file() else None
+    record = _record(target)
+    try:
+        found = file_digest(target)
+        recorded = record.read_text().strip() if record.is_file() else None
+    except OSError as error:  # of somebody else's cache
+        raise UserError(f"cannot read {target}: {error.strerror or error}; make it readable, or use another cache folder") from error
     if found != (recorded or found) or found != (digest or found).lower():
         print(f"{target} is damaged or out of date and is downloaded again", file=sys.stderr)
         return False
@@ -310,55 +326,80 @@ def _cached_file_is_good(target: pathlib.Path, digest: str | None) -> bool:
     return True
 
 
-def _keep(target: pathlib.Path, digest: str) -> None:
-    """Turns the complete partial file into the cached one. The record goes first: a stop in between leaves a file that is fetched anew."""
+def _keep(target: pathlib.Path, partial: pathlib.Path, digest: str) -> None:
+    """Turns the complete partial file into the cached one. The record goes first: a stop in between leaves a file that is fetched anew.
+
+    An old file stays until it is replaced: without locks, another process may just have been given its path.
+    """
     try:
-        target.unlink(missing_ok=True)
         atomic_write_text(_record(target), digest + "\n")
-        os.replace(_partial(target), target)
-        _origin_file(target).unlink(missing_ok=True)
+        os.replace(partial, target)
+        _origin_file(partial).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
+def _request(source: str, headers: dict[str, str], timeout: float) -> requests.Response:
+    """Asks for a file. What requests itself cannot read is no fault of the partial file's, although both are OSErrors."""
+    try:
+        return requests.get(source, headers=headers, stream=True, timeout=timeout)
+    except requests.RequestException:  # an OSError, too
+        raise
+    except OSError as error:
+        raise _Broken(f"no request can be made ({error}), check REQUESTS_CA_BUNDLE", final=True) from error
+
+
+def _is_encoded(response: requests.Response) -> bool:
+    """Whether the server has compressed the body, although it was asked not to: lengths and parts are then none of the file's."""
+    return response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
+
+
 def _validator(response: requests.Response) -> str:
-    """What lets the server recognise this very version of the file later: a strong ETag, else the date of its last change, else ""."""
+    """What lets the server recognise this very version of the file later: a strong ETag, else the date of its last change, else "".
+
+    Also "" for a body that is encoded, so that its transfer is not resumed.
+    """
+    if _is_encoded(response):
+        return ""
     etag = response.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
 @contextlib.contextmanager
-def _exclusive(target: pathlib.Path) -> Iterator[None]:
-    """Lets one process at a time work on `target`, where the platform has file locks; the others wait and then find the file.
+def _exclusive(target: pathlib.Path) -> Iterator[bool]:
+    """Lets one process at a time work on `target`, where there are file locks; the others wait and then find the file. Yields whether there are.
 
     A file that is there already may be looked at without a lock, where none can be made: in somebody else's cache, or on a disk that is read only.
     """
     try:
         import fcntl
-    except ImportError:  # Windows: two processes may both download, each checked by its digest
-        yield
+    except ImportError:  # Windows: two processes may both download, each into a partial file of its own
+        yield False
         return
     lock = target.with_name(f".{target.name}.lock")
     try:
         handle = open(lock, "a")  # noqa: SIM115 (closed by the with statement below)
     except OSError as error:
-        if not target.is_file():
+        if not os.path.isfile(target):  # not Path.is_file, as in _local_file
             raise UserError(f"cannot write into {target.parent}: {error.strerror or error}") from error
         handle = None
     with handle or contextlib.nullcontext():
+        locked = False
         if handle is not None:
             with contextlib.suppress(OSError):  # a file system without locks, as Windows above
                 fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+                locked = True
+        yield locked
 
 
-def _partial(target: pathlib.Path) -> pathlib.Path:
-    return target.with_name(f"{target.name}.part")
+def _partial(target: pathlib.Path, shared: bool) -> pathlib.Path:
+    """Where a download goes: one place for all processes, where they take turns and go on from there; else one of its own for this call."""
+    return target.with_name(f"{target.name}.part" if shared else f"{target.name}.{uuid.uuid4().hex[:8]}.part")
 
 
-def _origin_file(target: pathlib.Path) -> pathlib.Path:
+def _origin_file(partial: pathlib.Path) -> pathlib.Path:
     """Where the partial file comes from: its URL, and on the next line what `_validator` says."""
-    return target.with_name(f"{target.name}.part.origin")
+    return partial.with_name(f"{partial.name}.origin")
 
 
 def _record(target: pathlib.Path) -> pathlib.Path:
@@ -375,6 +416,11 @@ def _make_folder(path: pathlib.Path) -> pathlib.Path:
 
 def _short_reason(error: requests.RequestException) -> str:
     """Why a request failed, without the layers of wrappers."""
+    if isinstance(error, requests.exceptions.SSLError):  # this and the next are ConnectionErrors, too
+        found = re.search(r"\[SSL: \w+\] (.+?) \(_ssl", str(error))
+        return f"no secure connection: {found[1]}" if found else "no secure connection"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "no connection through the proxy, check HTTP_PROXY and HTTPS_PROXY"
     if isinstance(error, requests.exceptions.Timeout):
         return "no answer in time"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):

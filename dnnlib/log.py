@@ -13,12 +13,21 @@ from typing import Any, TextIO
 from dnnlib.errors import UserError
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody may be watching what is written to a stream: not where it is closed, or None as the standard streams of a daemon."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
 class Logger:
     """Context manager that copies stdout and stderr into a file, appending to it.
 
     The file receives whole lines, in the state in which they were left: a progress line that was rewritten with carriage
     returns appears once. An exception that leaves the block is written to the file with its traceback (a UserError as its
-    sentence). Blocks nest, also of the same Logger. If the file cannot be written any more, printing goes on and says so once.
+    sentence). Blocks nest, also of the same Logger. If the file cannot be written any more, printing goes on and says so once. So does the
+    file if a stream cannot (a pipe without a reader, a terminal that is gone, a full disk, a closed stream): nothing ends because nobody listens.
 
     Args:
         path: the file; its folder must exist.
@@ -39,11 +48,11 @@ class Logger:
         if self._depth > 1:
             return self
         try:
-            self._file = open(self.path, "a", encoding="utf-8")
+            self._file = open(self.path, "a", encoding="utf-8", errors="backslashreplace")  # paths need not be UTF-8
         except OSError as error:
             self._depth = 0
             raise UserError(f"cannot write the log {self.path}: {error.strerror or error}") from error
-        self._tees = [_Tee(sys.stdout, self), _Tee(sys.stderr, self)]
+        self._tees = [_Tee(sys.stdout, "stdout", self), _Tee(sys.stderr, "stderr", self)]
         sys.stdout, sys.stderr = self._tees
         return self
 
@@ -57,9 +66,9 @@ class Logger:
             self.write_file(f"Error: {error}\n" if kind is UserError else "".join(traceback.format_exception(kind, error, trace)))
         # Something that was put on top in the meantime keeps working: a finished tee just passes everything on.
         if sys.stdout is self._tees[0]:
-            sys.stdout = self._tees[0].stream
+            sys.stdout = self._tees[0].living_stream()
         if sys.stderr is self._tees[1]:
-            sys.stderr = self._tees[1].stream
+            sys.stderr = self._tees[1].living_stream()
         self._close()
 
     def write_file(self, text: str) -> None:
@@ -72,8 +81,7 @@ class Logger:
                 self._file.flush()
             except OSError as error:
                 self._file = None
-                stream = self._tees[1].stream
-                stream.write(f"Warning: the log {self.path} cannot be written any more: {error.strerror or error}\n")
+                self._tees[1].pass_on(f"Warning: the log {self.path} cannot be written any more: {error.strerror or error}\n")
 
     def _close(self) -> None:
         with self._lock:
@@ -85,9 +93,10 @@ class Logger:
 class _Tee:
     """Stands in for a text stream: passes everything on, and whole lines to the logger."""
 
-    def __init__(self, stream: TextIO, logger: Logger) -> None:
+    def __init__(self, stream: TextIO | None, name: str, logger: Logger) -> None:
         self.stream = stream
-        self._logger = logger
+        self._name, self._logger = name, logger
+        self._failing = self._told = False
         self._line = ""
         self._finished = False
 
@@ -95,7 +104,7 @@ class _Tee:
         """As of any text stream."""
         if isinstance(text, bytes):
             text = text.decode(errors="replace")
-        self.stream.write(text)
+        self.pass_on(text)
         if not self._finished:
             *lines, self._line = (self._line + text).split("\n")
             # Kept short: of a line that is rewritten again and again only the last version matters.
@@ -113,7 +122,39 @@ class _Tee:
 
     def flush(self) -> None:
         """As of any text stream."""
-        self.stream.flush()
+        self.pass_on("", flush=True)
+
+    def isatty(self) -> bool:
+        """As of any text stream."""
+        return is_terminal(self.stream)
+
+    def pass_on(self, text: str, flush: bool = False) -> None:
+        """Writes to the stream alone, if that can be done; the first failure is told in the file."""
+        try:  # each text again: a disk may have room once more
+            if self.stream is None:
+                raise ValueError("it is closed")
+            self._write(self.stream, text)
+            if flush:
+                self.stream.flush()
+            self._failing = self._failing and not text
+        except (OSError, ValueError) as error:
+            self._failing = True
+            if not self._told:
+                self._told = True
+                reason = getattr(error, "strerror", None) or error
+                self._logger.write_file(f"Warning: {self._name} cannot be written: {reason}; what it lacks is in this file.\n")
+
+    @staticmethod
+    def _write(stream: TextIO, text: str) -> None:
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:  # a path that is not UTF-8, or an encoding of few letters
+            encoding = stream.encoding or "ascii"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+    def living_stream(self) -> TextIO | None:
+        """The stream, or None if the last that was tried has failed. Python would flush it in the end, fail, and exit with 120."""
+        return None if self._failing else self.stream
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

@@ -79,6 +79,8 @@ class Protocol:
         has_coverage: whether coverage is among the figures, so that its ceiling belongs on record.
         needs_generator: whether features are not enough.
         needs_classes: whether the images must have labels.
+        shuffled: images of a folder, which stand in the order of their names, are taken in random order, always the same: the figure is of parts
+            of them, which shall not be its sub-folders.
         parameters: what else the figure depends on, as it goes on record.
         chance: the figure where images have nothing to do with their latents; None where that is not known before.
     """
@@ -98,6 +100,7 @@ class Protocol:
     has_coverage: bool = False
     needs_generator: bool = False
     needs_classes: bool = False
+    shuffled: bool = False
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     chance: float | None = None
 
@@ -128,7 +131,7 @@ def _kid(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
 
 def _is(inputs: Inputs, protocol: Protocol) -> dict[str, float]:
     rows = inputs.fake["rows"]
-    if inputs.generator is None:  # images of a folder stand in the order of their names, and the parts shall not be its sub-folders
+    if inputs.generator is None and protocol.shuffled:
         rows = rows[torch.from_numpy(np.random.RandomState(SELECTION_SEED).permutation(len(rows)))]
     mean, deviation = inception_score(rows, num_splits=10)
     return {"_mean": mean, "_std": deviation}
@@ -195,7 +198,7 @@ _ENTRIES = (
     Protocol("kid50k_full", "inception", Rows, _kid, max_real=1_000_000),
     Protocol("kid50k", "inception", Rows, _kid, max_real=50_000, keep_flips=True),
     Protocol("kid10k", "inception", Rows, _kid, max_real=10_000, sampled=True, num_fake=10_000),
-    Protocol("is50k", "inception", Rows, _is, max_real=0, output="probabilities"),
+    Protocol("is50k", "inception", Rows, _is, max_real=0, output="probabilities", shuffled=True),
     Protocol("pr50k3_full", "vgg16", Rows, _PR, max_real=200_000, k=3, closed=True),
     Protocol("pr50k3", "vgg16", Rows, _PR, max_real=50_000, keep_flips=True, k=3, closed=True),
     Protocol("coverage", "vgg16", Rows, _COVERAGE, max_real=50_000, sampled=True, matched=True, k=3, has_coverage=True),

@@ -297,7 +297,11 @@ class _Comparison:
     def record(self, job: _Job) -> dict:
         """Everything that a figure depends on besides what is measured."""
         protocol = job.spec.protocol
-        labels = self.fake.given if self.fake.G is not None and self.fake.G.c_dim > 0 else None  # the data set that labels are drawn from
+        probing = protocol.collect is None
+        labels = None  # the data set that labels of generated images are drawn from
+        if self.fake.G is not None and self.fake.G.c_dim > 0:
+            labels = self.fake.given if probing else self.fake.drawn_from
+        source = labels if probing or self.real is None else None
         record = {
             "detector": job.detector.name if job.detector else None,
             "detector_digest": job.detector.digest if job.detector else None,
@@ -306,15 +310,15 @@ class _Comparison:
             "n_fake": job.num_fake,
             "k": protocol.k,
             "seed": self.seed,
-            "xflip": job.real.xflip if job.real else protocol.collect is None and labels is not None and has_flips(labels),
+            "xflip": job.real.xflip if job.real else probing and labels is not None and has_flips(labels),
             "resize": job.detector.resize if job.detector else None,
             "truncation_psi": self.fake.truncation_psi if self.fake.G is not None else None,
-            "dataset": self.real.fingerprint(protocol.keep_flips) if self.real is not None else labels.fingerprint() if labels is not None else None,
+            "dataset": source.fingerprint() if source is not None else self.real and self.real.fingerprint(protocol.keep_flips),
             "code_version": report.CODE_VERSION,
             **protocol.parameters,
         }
         if self.fake.G is None:
-            record["fake_choice"] = _choice(job.fake)
+            record["fake_choice"] = _choice(job.fake) + ", shuffled" * protocol.shuffled
         if protocol.k is not None:
             record["inside"] = "distance <= radius" if protocol.closed else "distance < radius"
         if protocol.has_coverage:

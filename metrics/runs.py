@@ -301,7 +301,8 @@ def _labels(settings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     words = {name: leaf if leaves.count(leaf) == 1 else name for name, leaf in zip(shown.values(), leaves)}
     for index in range(len(settings)):
         values = [(words[name], columns[name][index]) for name in words]
-        yield ", ".join(f"no {word}" if value is ABSENT else f"{word} {_in_words(value)}" for word, value in values) or "same settings"
+        had = [f"{word} {_in_words(value)}" for word, value in values if value is not ABSENT]
+        yield ", ".join(had) or "without " + " and ".join(word for word, _ in values) if values else "same settings"
 
 
 def _presence(column: Sequence[Any]) -> tuple[bool, ...]:

@@ -186,7 +186,7 @@ class GeneratorSide:
         self.name = name
         self.truncation_psi = truncation_psi
         self.batch = batch or max(min(GENERATED_PIXELS // G.img_resolution**2, batch_detector), 1)
-        self._labels = labels
+        self.drawn_from = labels
         self._fingerprint = fingerprint
         self.source = GeneratorSource(G, labels, device, seed=seed, batch=self.batch, truncation_psi=truncation_psi, stream=stream)
 

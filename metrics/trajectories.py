@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 
-from dnnlib import atomic_path, atomic_write_text, make_folder
+from dnnlib import UserError, atomic_path, atomic_write_text, make_folder
 from metrics import trajectory_figures
 from metrics.runs import Group, Point, Run, group_runs, load_runs
 
@@ -40,25 +40,26 @@ class Plane:
     y: str
 
 
-def plot(runs: Sequence[Run], out: pathlib.Path | str, title: str = "") -> list[pathlib.Path]:
+def plot(runs: Sequence[Run], out: pathlib.Path | str, title: str = "", names: Sequence[str] = ()) -> list[pathlib.Path]:
     """Draws runs and writes what was drawn.
 
     Args:
         runs: as `load_runs` returns them.
         out: the files' common beginning; a suffix .png, .svg or .json is dropped. The folder is created.
         title: heading; default is none, or the run's name where there is one line only.
+        names: of the lines, in the order of their first runs; default is what tells them apart.
 
     Returns:
         The files written: the planes where a precision was measured along with a recall or a coverage, the curves of what some run measured more
         than once (of everything, where there is nothing such), all numbers.
 
     Raises:
-        UserError: different protocols, or the files cannot be written.
+        UserError: different protocols, another number of names than of lines, or the files cannot be written.
     """
     out = pathlib.Path(out)
     stem = out.with_suffix("") if out.suffix.lower() in SUFFIXES else out
     make_folder(stem.parent)
-    groups, planes = group_runs(runs), find_planes(runs)
+    groups, planes = _named(group_runs(runs), names), find_planes(runs)
     points = _any_points(runs)
     title = title or (groups[0].label if len(groups) == 1 else "")
     written = []
@@ -70,6 +71,14 @@ def plot(runs: Sequence[Run], out: pathlib.Path | str, title: str = "") -> list[
     numbers = _beside(stem, ".json")
     atomic_write_text(numbers, json.dumps(as_json(groups, planes, points), indent=1) + "\n")
     return [*written, numbers]
+
+
+def _named(groups: list[Group], names: Sequence[str]) -> list[Group]:
+    """The groups under the user's names for them, if there are any."""
+    if names and len(names) != len(groups):
+        found = "; ".join(group.label for group in groups)
+        raise UserError(f"--names has {len(names)} names for {len(groups)} lines ({found}); give one for each, in this order")
+    return [dataclasses.replace(group, label=name) for group, name in zip(groups, names)] or groups
 
 
 def _beside(stem: pathlib.Path, ending: str) -> pathlib.Path:

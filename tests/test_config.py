@@ -308,8 +308,16 @@ def test_a_run_is_numbered_one_past_the_highest(tmp_path):
     assert config.next_run_dir(str(tmp_path / "absent"), "x") == str(tmp_path / "absent" / "00000-x")
     for name in ("00000-a", "00007-b", "notes", "12-short"):
         (tmp_path / name).mkdir()
-    (tmp_path / "00099-file").write_text("")
     assert config.next_run_dir(str(tmp_path), "x") == str(tmp_path / "00013-x")
+
+
+def test_a_number_is_taken_by_whatever_has_it(tmp_path):
+    (tmp_path / "00000-x").symlink_to(tmp_path / "moved away")
+    assert config.next_run_dir(str(tmp_path), "x") == str(tmp_path / "00001-x")
+    (tmp_path / "00001-x").write_text("")
+    assert config.next_run_dir(str(tmp_path), "x") == str(tmp_path / "00002-x")
+    with config.reserved_run_dir(str(tmp_path), "x") as reserved:
+        assert reserved == str(tmp_path / "00002-x")
 
 
 def test_runs_that_start_together_get_numbers_of_their_own(tmp_path, monkeypatch):

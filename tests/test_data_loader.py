@@ -1,5 +1,7 @@
 """Batches: the resident and the streaming path agree, ranks share one order, and resuming is exact."""
 
+import gc
+import multiprocessing
 import pathlib
 import random
 
@@ -9,7 +11,7 @@ import torch
 from image_sets import pngs, write_zip
 
 from dnnlib import UserError
-from training.data_loader import IndexStream, LabelTable, ResidentLoader, StreamingLoader, open_loader, resident_bytes
+from training.data_loader import IndexStream, LabelTable, ResidentLoader, StreamingLoader, open_loader, readers_explained, resident_bytes
 from training.dataset import ImageFolderDataset
 
 SET = pathlib.Path(__file__).parent / "data" / "dataset_small.zip"
@@ -124,6 +126,70 @@ def test_torn_image_while_streaming_is_one_sentence(tmp_path, workers):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"img00000002\.png"):
         open_loader(dataset, 4, "cpu", resident=True)
+
+
+def full(_):
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+def test_a_batch_without_room_in_shared_memory_is_one_sentence(monkeypatch):
+    """The queue that would bring it loses it, and its receiver would wait without end."""
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    loader = open_loader(small_set(), 4, "cpu", resident=False, workers=1)
+    with pytest.raises(UserError, match=r"No space left on device \(28\)\); .*--shm-size=8g\), or take fewer --workers") as caught:
+        next(loader)
+    assert "\n" not in str(caught.value) and isinstance(caught.value.__cause__, RuntimeError)
+    loader.close()
+    assert next(open_loader(small_set(), 4, "cpu", resident=False, workers=0))[0].shape == (4, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that"),
+            "DataLoader worker (pid 7) is killed by signal: Bus error",
+        ),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "DataLoader worker (pid(s) 7, 8) exited unexpectedly"),
+        (ConnectionResetError(104, "Connection reset by peer"), "[Errno 104] Connection reset by peer"),
+        (EOFError(), "EOFError"),
+    ],
+)
+def test_the_end_of_a_worker_is_one_sentence(error, reason):
+    loader = open_loader(small_set(), 4, "cpu", resident=False)
+    loader._batches = raising(error)
+    with pytest.raises(UserError) as caught:
+        next(loader)
+    assert str(caught.value).startswith(f"a process that reads images is lost ({reason}); ") and caught.value.__cause__ is error
+
+
+def test_other_errors_are_not_taken_for_the_end_of_a_worker():
+    for error in (RuntimeError("out of resource: shared memory, Required: 262144"), ConnectionResetError(104, "Connection reset by peer")):
+        with pytest.raises(type(error)) as caught, readers_explained():
+            raise error
+        assert caught.value is error
+
+
+def test_the_other_workers_end_after_one_is_lost(monkeypatch):
+    """The error may live to the end of the process, which waits for all of them."""
+    before = set(multiprocessing.active_children())
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    loader = open_loader(small_set(), 4, "cpu", resident=False, workers=1)
+    gc.disable()
+    try:
+        with pytest.raises(UserError) as kept:
+            next(loader)
+        loader.close()
+        assert set(multiprocessing.active_children()) == before
+    finally:
+        gc.enable()
+    assert kept.value.__traceback__ is not None
+
+
+def raising(error):
+    """An iterator that raises."""
+    raise error
+    yield
 
 
 def test_small_sets_become_resident(monkeypatch):

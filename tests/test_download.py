@@ -1,5 +1,6 @@
 """Downloads: whatever the server does, the caller gets the whole right file or one sentence."""
 
+import gzip
 import hashlib
 import http.server
 import multiprocessing
@@ -48,7 +49,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start:
             first = start + 1 if fault == "wrong part" else start
             headers["Content-Range"] = f"bytes {first}-{len(server.content) - 1}/{len(server.content)}"
-        self._answer(206 if start else 200, body, headers, cut=fault in ("cut", "cut, no length"), length=fault != "cut, no length")
+        if fault in ("gzip", "gzip, cut"):
+            body, headers["Content-Encoding"] = gzip.compress(body), "gzip"
+        self._answer(206 if start else 200, body, headers, cut=fault in ("cut", "cut, no length", "gzip, cut"), length=fault != "cut, no length")
 
     def _answer(self, status, body, headers=None, cut=False, length=True):
         self.send_response(status)

@@ -1,7 +1,6 @@
 """Faults of runs of two ranks on one machine, through the command itself: asked to end, they agree on the step; killed, they end and go on."""
 
 import contextlib
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import pytest
 from tiny_runs import learned_stats
 
 import train
+from dnnlib.signals import STOP_SIGNALS
 from training.run_files import INTERRUPTED_STATE, RunDir
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def assert_same(run_dir, whole):
     assert learned_stats(run_dir) == learned_stats(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)  # as this process's, which its children inherit
 def test_ranks_that_are_asked_to_end_leave_one_state(place, whole, tmp_path, number):
     run_dir = tmp_path / "00000-run"
     with start(place, run_dir) as process:

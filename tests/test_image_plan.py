@@ -20,7 +20,7 @@ from experiments.images.experiments import EXPERIMENTS, choose
 from experiments.images.methods import METHODS, recognise
 from experiments.images.plan import Choice, make_plan, read_plans, remember_plan, run_key
 from experiments.images.results import load_tables
-from experiments.images.run_state import SHEET, SHEET_NUMBERS
+from experiments.images.run_state import SHEET, SHEET_NUMBERS, RunState
 from experiments.images.speed import Speed, cost_class, schedule
 from experiments.paper import numbers
 from experiments.paper.toy_experiments import EXPERIMENTS as TOY_EXPERIMENTS
@@ -371,6 +371,25 @@ def test_time_is_what_is_left_at_the_measured_speed(plan):
     assert Speed(plan.choice.out).left(others[0]).total == 3.0 * first.kimg + 0.5 * first.snapshots
     text = show.show_plan(plan, measured, slots=2)
     assert "3 runs: 0 measured, 1 begun, 2 missing. About 5s on" in text and "[missing]" in text and f"    {first.command}\n" in text
+
+
+def test_speeds_of_a_machine_that_are_known_in_two_places_are_joined(tmp_path):
+    for folder, kinds in (("a", {"small": 1.0, "both": 2.0}), ("b", {"large": 9.0, "both": 3.0})):
+        measured = Speed(tmp_path / folder)
+        measured.training.update(kinds)
+        measured.save()
+    speed.join_speeds(tmp_path / "a", tmp_path / "b")
+    assert Speed(tmp_path / "b").training == {"small": 1.0, "both": 2.0, "large": 9.0}
+
+
+def test_a_run_that_is_archived_before_its_end_has_to_be_made_anew(plan, monkeypatch):
+    measured = Speed(plan.choice.out)
+    run = plan.runs[0]
+    measured.training[cost_class(run)] = 3.0
+    measured.measuring[speed.metric_class(run, run.metrics)] = 0.5
+    whole = measured.left(run).total
+    monkeypatch.setattr(type(run), "look", lambda self: RunState(plan.choice.out, kimg=1, snapshots=1, measured=1, archived=True))
+    assert measured.left(run).total == whole
 
 
 def test_metrics_of_the_end_take_their_own_time(tmp_path):

@@ -83,10 +83,10 @@ def check_all_tables(command, out):
 
 
 def test_all_tables_from_nothing_to_a_page(command, tmp_path):
-    """What it costs is held by counts, which no machine changes: eight runs of 1 kimg, two snapshots each, 240 images a metric.
+    """Eight runs of 1 kimg, two snapshots each, 240 images a metric, which is to take less than two minutes on two cores.
 
-    That is to be less than two minutes on two cores: 157 seconds of processor time in all with the CPU build of torch 2.13. A CUDA build takes more
-    than twice as long to import, in each of two dozen processes (252 seconds with 2.11).
+    No test holds the time, since machines differ: it was 157 seconds of processor time with the CPU build of torch 2.13, and 252 with a CUDA build
+    of 2.11, which takes more than twice as long to import, in each of two dozen processes.
     """
     given = ("run", "all", "--budget=smoke", f"--out={tmp_path}", "--device=cpu")
     status, printed, errors = command(*given)

@@ -1,13 +1,16 @@
 """The log file holds what was printed, once, and never loses a traceback; durations read well."""
 
+import errno
 import io
+import os
+import subprocess
 import sys
 
 import pytest
 
 from dnnlib import UserError
 from dnnlib.format import format_time
-from dnnlib.log import Logger
+from dnnlib.log import Logger, is_terminal
 
 
 @pytest.fixture
@@ -117,6 +120,94 @@ def test_a_full_disk_does_not_stop_the_printing(capsys):
         print("two")
     captured = capsys.readouterr()
     assert captured.out == "one\ntwo\n" and captured.err.count("Warning") == 1
+
+
+class Broken(io.StringIO):
+    """A stream whose writes or flushes fail as long as `error` is set."""
+
+    def __init__(self, at, error):
+        super().__init__()
+        self.at, self.error = at, error
+
+    def write(self, text):
+        if self.at == "write" and self.error and text:
+            raise self.error
+        return super().write(text)
+
+    def flush(self):
+        if self.at == "flush" and self.error:
+            raise self.error
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+LOST = {
+    "pipe without a reader": lambda: Broken("write", BrokenPipeError(errno.EPIPE, "Broken pipe")),
+    "full disk": lambda: Broken("flush", OSError(errno.ENOSPC, "No space left on device")),
+    "closed": closed,
+    "never open": lambda: None,
+}
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("make", LOST.values(), ids=LOST)
+def test_what_a_stream_does_not_take_is_in_the_file(log, capsys, monkeypatch, make, name):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, name, make())
+        with Logger(log):
+            tee = getattr(sys, name)
+            for line in ("one", "two"):
+                print(line, file=tee, flush=True)
+            assert not tee.isatty()
+        print("nobody is listening, which ends nothing", file=getattr(sys, name))
+    warning, *lines = sorted(log.read_text().splitlines(), key=lambda line: not line.startswith("Warning"))
+    assert warning.startswith(f"Warning: {name} cannot be written: ") and lines == ["one", "two"]
+
+
+def test_a_disk_with_room_again_is_written_to_again(log, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream := Broken("write", OSError(errno.ENOSPC, "No space left on device")))
+        with Logger(log):
+            for error in (stream.error, None, stream.error, None):
+                stream.error = error
+                print(f"room: {error is None}")
+        assert sys.stdout is stream and stream.getvalue() == "room: True\n" * 2
+    assert log.read_text().count("Warning") == 1 and log.read_text().count("room") == 4
+
+
+def test_neither_stream_nor_file_ends_a_run(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", LOST["full disk"]())
+        patch.setattr(sys, "stderr", LOST["pipe without a reader"]())
+        with Logger("/dev/full"):
+            print("one")
+
+
+def test_the_exit_code_is_that_of_the_program_whoever_listens(log, pytestconfig):
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = f"import sys; from dnnlib.log import Logger\nwith Logger({str(log)!r}): print('said', flush=True)\nsys.exit(7)"
+    result = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=pytestconfig.rootpath)
+    os.close(writer)
+    assert result.returncode == 7 and result.stderr == "" and log.read_text().endswith("said\n")
+
+
+def test_names_that_are_no_text_are_written_as_their_bytes(log, monkeypatch):
+    name = os.fsdecode(b"caf\xe9") if sys.getfilesystemencoding() == "utf-8" else "caf\udce9"
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        with Logger(log):
+            print(name)
+    assert log.read_text() == stream.buffer.getvalue().decode() == "caf\\udce9\n"
+
+
+def test_only_an_open_terminal_is_one():
+    assert not any(map(is_terminal, (None, closed(), io.StringIO())))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from test_loss import batch, small
 from torch import nn
 
-from pairing.losses import infonce
+from pairing.losses import infonce, mode_seeking
 from torch_utils import training_stats
 from training import objectives
 from training.loss import StyleGAN2Loss, trainable
@@ -206,6 +206,32 @@ def test_a_mixed_image_is_judged_and_the_plain_one_is_paired(seen):
     expected, _ = infonce(P.embed_image(plain), P.embed_latent(z), 0.1)
     torch.testing.assert_close(seen["Loss/pairing/loss"], expected)
     assert not torch.allclose(seen["Loss/scores/fake"], D(plain, c))
+
+
+def test_mode_seeking_looks_at_what_one_latent_makes(seen):
+    G, D, _, loss = linear(ms_weight=1.0, style_mixing_prob=1.0)
+    accumulate(loss, "Gmain", G)
+    _, z, c = samples()
+    plain = G.synthesis(G.mapping(z, c))
+    torch.testing.assert_close(seen["Loss/ms/loss"], mode_seeking(plain[:3], plain[3:], z[:3], z[3:]))
+    assert not torch.allclose(seen["Loss/scores/fake"], D(plain, c))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_mode_seeking_compares_images_of_one_class_with_the_relativistic_objective_too(labelled, monkeypatch):
+    G, D, _, loss = linear(ms_weight=1.0, objective="relativistic")
+    real, z, c = samples()
+    c = torch.eye(6) if labelled else c
+    judged, paired = [], []
+    monkeypatch.setattr(loss, "run_D", lambda img, labels: judged.append((img, labels)) or D(img, labels))
+    compare = objectives.relativistic_loss
+    monkeypatch.setattr(objectives, "relativistic_loss", lambda **logits: paired.append(logits["loser_logits"]) or compare(**logits))
+    with trainable(G):
+        loss.accumulate_gradients("Gmain", real, c, z, c)
+    (_, made), (seen_real, of_real) = judged
+    assert torch.equal(seen_real, real) and torch.equal(of_real, c)  # whole, as D is trained on them
+    order = [0, 1, 2, 0, 1, 2] if labelled else list(range(6))
+    assert torch.equal(made, c[order]) and torch.equal(paired[0], D(real, c)[order])
 
 
 def test_w_is_data_to_the_pairing_term():

@@ -89,8 +89,8 @@ def test_the_inception_score_of_a_folder_does_not_depend_on_the_order_of_its_fil
     sorted_by_kind = Data(count=200)
     sorted_by_kind.images[:100] //= 8  # dark images first: the ten parts of the score would hold one kind each
     found = [compare("is50k", fake=data_side(data), detector="classifier")[0]["results"] for data in (sorted_by_kind, shuffled(sorted_by_kind))]
-    mean, deviation = ([line[f"is50k_classifier_{name}"] for line in found] for name in ("mean", "std"))
-    assert abs(mean[0] - mean[1]) < max(deviation)
+    one, other = (line["is50k_classifier_mean"] for line in found)
+    assert abs(one - other) < 0.01  # .031 if the parts are taken in the files' order
 
 
 def shuffled(data):

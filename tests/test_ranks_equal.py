@@ -119,6 +119,13 @@ def test_rounds_do_together_what_one_does(trained):
     assert apart[len(apart) // 2][0] < TYPICAL and apart[-1][0] < WORST, apart[-5:]
 
 
+def test_ranks_in_rounds_do_together_what_one_does_at_once(trained):
+    options = {"batch": 128, "cfg": "cifar-small", "pairing_weight": 0.5}
+    apart = differences(trained(1, **options), trained(2, batch_gpu=32, **options), at_rest=["pl_mean"])
+    apart = [(share, name) for share, name in apart if not name.endswith("w_avg")]
+    assert apart[len(apart) // 2][0] < TYPICAL and apart[-1][0] < WORST, apart[-5:]
+
+
 def test_negatives_of_one_rank_alone_are_not_the_same(trained):
     options = {"batch": 64, "pairing_weight": 0.5}
     apart = {name: share for share, name in differences(trained(1, **options), trained(2, pairing_gather=False, **options))}

@@ -15,6 +15,7 @@ from experiments.report.charts import style
 from experiments.report.figures import kind_of, title_of
 from experiments.report.markup import VOID, Markup, element, join, number, with_spread
 from experiments.report.page import HTML_FILE, JSON_FILE, MARKDOWN_FILE, make_page
+from experiments.report.plain import numbers_of
 from experiments.report.signals import MOST_POINTS, signals_of
 from experiments.report.studies import collect, find_studies
 from metrics.runs import direction
@@ -285,7 +286,7 @@ def test_seeds_are_one_series_and_other_settings_another(tmp_path):
     (study,), problems = find_studies(runs)
     assert problems == []
     assert [[result.seed for result in series.results] for series in study.series] == [[0, 1, 2], [0]]
-    assert [series.label for series in study.series] == ["Pairing-GAN, no batch_size", "Pairing-GAN, batch_size 32"]
+    assert [series.label for series in study.series] == ["Pairing-GAN, without batch_size", "Pairing-GAN, batch_size 32"]
     assert [series.band(FIGURES[0]).values.shape for series in study.series] == [(2, 4), (1, 4)]
 
 
@@ -298,6 +299,14 @@ def test_seeds_of_unequal_length_and_figures_are_drawn_where_they_agree(tmp_path
     (series,) = study.series
     assert series.band(precision).kimg.tolist() == [0, 20] and series.band(coverage).kimg.tolist() == [0] and study.steps == [0, 20, 40]
     assert read(make_page([], runs, tmp_path / "out")).text.count("Coverage against precision") == 1
+
+
+def test_a_figure_of_fewer_seeds_than_its_neighbours_says_so(tmp_path):
+    precision, recall, *_ = FIGURES
+    parts = [{precision: {0: 0.1, 20: 0.2}, recall: {0: 0.1, 20: 0.2}}, {precision: {0: 0.2, 20: 0.4}}]
+    (study,), _ = find_studies([write_run(tmp_path / str(seed), "a", seed, values=values) for seed, values in enumerate(parts)])
+    for seeds, texts in numbers_of(study, study.series[0]).values():
+        assert seeds == 2 and "of them" not in texts[precision] and texts[recall].endswith("(1 of them)")
 
 
 def test_figures_that_seeds_share_at_no_time_are_left_out(tmp_path):

@@ -207,10 +207,10 @@ def test_labels_say_what_differs_between_groups(tmp_path):
     stronger = {"loss_kwargs": {**pairing["loss_kwargs"], "pairing_weight": 0.1}, "P_kwargs": {"embed_dim": 128}}
     plain = {"loss_kwargs": {"r1_gamma": 10}}
     folders = [*write_seeds(tmp_path, "p", [(0, 1)] * 2, **pairing), *write_seeds(tmp_path, "n", [(0, 1)], **plain)]
-    assert [group.label for group in runs.group_runs(runs.load_runs(folders))] == ["pairing_weight 0.05", "no pairing_weight"]
+    assert [group.label for group in runs.group_runs(runs.load_runs(folders))] == ["pairing_weight 0.05", "without pairing_weight"]
     folders += write_seeds(tmp_path, "s", [(0, 1)], **stronger)
     labels = [group.label for group in runs.group_runs(runs.load_runs(folders))]
-    assert labels == ["pairing_weight 0.05", "no pairing_weight", "pairing_weight 0.1"]
+    assert labels == ["pairing_weight 0.05", "without pairing_weight", "pairing_weight 0.1"]
 
 
 def test_labels_name_the_part_only_where_the_option_alone_would_not_do(tmp_path):
@@ -278,6 +278,14 @@ def test_pictures_and_numbers_are_written_and_do_not_depend_on_the_day(tmp_path)
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
     assert again[0].name == "again-planes.png"
     assert json.loads(written[-1].read_text()) == as_json(found)
+
+
+def test_lines_may_be_given_names(tmp_path):
+    found = two_groups(tmp_path)
+    trajectories.plot(found, tmp_path / "drawn", names=["with", "without"])
+    assert [group["label"] for group in json.loads((tmp_path / "drawn.json").read_text())["groups"]] == ["with", "without"]
+    with pytest.raises(UserError, match=r"--names has 1 names for 2 lines \(.+; .+\)"):
+        trajectories.plot(found, tmp_path / "drawn", names=["one"])
 
 
 def test_the_json_holds_what_is_drawn(tmp_path):

@@ -25,8 +25,8 @@ class BuildLock:
     """Held between `acquire` and `release`.
 
     Attributes:
-        workshop: name of a folder beside the lock that is the holder's own while it holds it. Whoever takes over a stale lock removes the
-            workshop of the dead holder.
+        workshop: name of a folder beside the lock that is the holder's own while it holds it. Whoever takes over the lock of a holder that is
+            known to be dead removes its workshop; one that was only silent may still be at work there.
         waited_since: time (as of time.time) at which waiting for another holder began; None: there was none.
 
     Args:
@@ -38,19 +38,19 @@ class BuildLock:
         self.path, self._what = path, what
         self.workshop = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.tmp")
         self.waited_since: float | None = None
-        self._content = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "workshop": self.workshop.name})
+        self._content = json.dumps({"pid": os.getpid(), **where_pids_count(), "workshop": self.workshop.name})
 
     def acquire(self) -> bool:
         """Takes the lock, waiting for whoever has it; returns False where others have had it for `WAIT_SECONDS`.
 
         Raises:
-            OSError: the folder cannot be written.
+            OSError: the folder cannot be written, or a stale lock in it cannot be removed.
         """
         told = False
         while not self._create():
             holder = self._holder()
-            if holder is not None and self._is_stale(holder):
-                self._evict(holder)
+            if holder is not None and ((dead := self._is_dead(holder)) or holder["age"] > STALE_SECONDS):
+                self._evict(holder, dead)
                 continue
             now = time.time()
             self.waited_since = self.waited_since or now
@@ -95,21 +95,28 @@ class BuildLock:
             holder = {}
         return {**(holder if isinstance(holder, dict) else {}), "age": age, "text": text}
 
-    def _is_stale(self, holder: dict) -> bool:
-        """Whether the holder is silent, or dead as far as this machine can tell. A file without a text may be about to get one."""
-        if holder["age"] > STALE_SECONDS:
-            return True
-        if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+    def _is_dead(self, holder: dict) -> bool:
+        """Whether the holder is dead as far as this process can tell. A file without a text may be about to get one."""
+        if not isinstance(holder.get("pid"), int) or any(holder.get(name) != value for name, value in where_pids_count().items()):
             return False
         import psutil  # slow to import, and only those who wait need it
 
         return not psutil.pid_exists(holder["pid"])
 
-    def _evict(self, holder: dict) -> None:
-        """Removes a stale lock, if it is still the same, and what its holder left behind."""
-        with contextlib.suppress(OSError):
+    def _evict(self, holder: dict, dead: bool) -> None:
+        """Removes a stale lock, if it is still the same, and what a dead holder left behind. Raises OSError where the lock cannot be removed."""
+        with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
             if self.path.read_text() == holder["text"]:
                 self.path.unlink()
         name = holder.get("workshop")
-        if isinstance(name, str) and name.startswith(self.path.stem) and "/" not in name:
+        if dead and isinstance(name, str) and name.startswith(self.path.stem) and "/" not in name:
             shutil.rmtree(self.path.with_name(name), ignore_errors=True)
+
+
+def where_pids_count() -> dict[str, str | None]:
+    """Where a process number means the same process as here: the machine, and on Linux the namespace, as containers may share the machine's name."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = None
+    return {"host": socket.gethostname(), "pid_namespace": namespace}

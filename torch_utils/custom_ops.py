@@ -165,8 +165,9 @@ def _private_temporary_folder(make: bool = True) -> pathlib.Path:
         BuildError: it belongs to someone else, is missing, or cannot be made.
     """
     user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = pathlib.Path(tempfile.gettempdir()) / f"dnnlib-ops-{user}"
+    folder = None
     try:
+        folder = pathlib.Path(tempfile.gettempdir()) / f"dnnlib-ops-{user}"  # raises where no folder can be written
         if make:
             folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
@@ -177,8 +178,9 @@ def _private_temporary_folder(make: bool = True) -> pathlib.Path:
     return folder
 
 
-def _nowhere(folder: pathlib.Path, error: OSError) -> BuildError:
-    return BuildError(f"neither the cache nor {folder} can be written ({error.strerror or error}); set DNNLIB_CACHE_DIR to a writable folder")
+def _nowhere(folder: pathlib.Path | None, error: OSError) -> BuildError:
+    place = folder or "a temporary folder"
+    return BuildError(f"neither the cache nor {place} can be written ({error.strerror or error}); set DNNLIB_CACHE_DIR to a writable folder")
 
 
 def find_built(made: Recipe) -> pathlib.Path | None:

@@ -70,8 +70,9 @@ def launch_local(script: str, arguments: Sequence[str], num_ranks: int) -> NoRet
     from torch.distributed.run import main as torchrun
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cores() // num_ranks, 1)))
-    signals = ",".join(number.name for number in STOP_SIGNALS)
-    passed_on = [f"--signals-to-handle={signals}"] if hasattr(LaunchConfig, "signals_to_handle") else []  # torch 2.9 may not have it
+    # SIGQUIT, which ends a process at once, has to be among them: ranks have sessions of their own and would outlive the launcher.
+    signals = [number.name for number in STOP_SIGNALS] + ["SIGQUIT"] * hasattr(signal, "SIGQUIT")
+    passed_on = [f"--signals-to-handle={','.join(signals)}"] if hasattr(LaunchConfig, "signals_to_handle") else []  # torch 2.9 may not have it
     code = 0
     try:
         torchrun(["--standalone", f"--nproc-per-node={num_ranks}", *passed_on, script, *arguments])
@@ -84,8 +85,9 @@ def launch_local(script: str, arguments: Sequence[str], num_ranks: int) -> NoRet
             print(f"Error: rank {number} ended with exit code {code}; its own message is above", file=sys.stderr)
     except SignalException as stop:
         code = exit_code(stop.sigval)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+            stream.flush()
     os._exit(code)
 
 

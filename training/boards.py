@@ -33,7 +33,7 @@ class Board(Protocol):
 class TensorBoard:
     """Event files in the run folder. It takes back what an interrupted part wrote from `first_kimg` on.
 
-    One that cannot be written any more is a warning, and is given up.
+    One that cannot be written any more, or is in a folder whose name is no text to it, is a warning, and is given up.
 
     Raises:
         ImportError: the package is missing.
@@ -45,6 +45,9 @@ class TensorBoard:
 
         try:
             self._writer = SummaryWriter(str(run.path), purge_step=first_kimg)
+        except UnicodeEncodeError:
+            self._writer = None
+            print("Warning: TensorBoard cannot have its file in a folder whose name is not UTF-8.", flush=True)
         except OSError as error:
             raise UserError(f"cannot write TensorBoard's file in {run.path}: {error.strerror or error}") from error
 

@@ -3,7 +3,10 @@ Small sets live on the training device as one uint8 tensor, large ones stream th
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import re
+import traceback
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +20,7 @@ from training.dataset import ImageFolderDataset, load_array
 WINDOW = 0.5
 RESIDENT_BYTES = 2 << 30
 PREFETCH_FACTOR = 2
+LOST_READER = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)|shared memory(\(shm\)| object)"  # in what torch raises
 
 
 class IndexStream:
@@ -157,6 +161,24 @@ class ResidentLoader(_Loader):
         self._images = self._labels = None
 
 
+@contextlib.contextmanager
+def readers_explained(*signs: type[Exception]) -> Iterator[None]:
+    """Turns the loss of a worker process within, or of the memory it shares, into a UserError that names --workers and Docker's --shm-size.
+
+    Args:
+        signs: exceptions that can have no other reason in this block.
+    """
+    try:
+        yield
+    except (RuntimeError, *signs) as error:
+        if not isinstance(error, signs) and not re.search(LOST_READER, str(error)):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold what holds the other workers, whose end this process would wait for
+        reason = (str(error) or type(error).__name__).strip().splitlines()[-1].split(". ")[0].rstrip(".")  # after the worker's traceback
+        choice = "give it more memory, above all shared memory (docker run --shm-size=8g), or take fewer --workers (0: none)"
+        raise UserError(f"a process that reads images is lost ({reason}); {choice}") from error
+
+
 class StreamingLoader(_Loader):
     """Batches read by worker processes, some ahead of the training."""
 
@@ -180,7 +202,8 @@ class StreamingLoader(_Loader):
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self._batches is None:
             self._batches = self._start()
-        images, labels, error = next(self._batches)
+        with readers_explained(ConnectionError, EOFError):  # by which it shows that a worker ends while it sends
+            images, labels, error = next(self._batches)
         if error:
             raise UserError(error)
         self._stream.take(self._batch_size)
@@ -228,7 +251,11 @@ class _BatchReader:
             images = np.stack([self._dataset[index][0] for index in indices.tolist()])
         except UserError as error:
             return torch.zeros(0), labels, str(error)
-        return torch.from_numpy(images), labels, ""
+        batch = torch.from_numpy(images), labels
+        if torch.utils.data.get_worker_info() is not None:
+            # Else the thread that sends it would do so, lose the batch where there is no room, and leave its receiver waiting for ever.
+            batch = tuple(part.share_memory_() for part in batch)
+        return *batch, ""
 
 
 def resident_bytes(dataset: ImageFolderDataset) -> int:

@@ -201,7 +201,7 @@ class ImageFolderDataset:
     def labels_usable(self) -> bool:
         """Whether dataset.json holds labels that fit the images, in use or not."""
         try:
-            return self.labels_in_file and self._load_labels().size > 0
+            return self._load_labels().size > 0
         except UserError:
             return False
 

@@ -157,13 +157,15 @@ class StyleGAN2Loss:
             whole: the batch that the round is a part of.
             gain: factor on the loss.
         """
+        if self.pairing_mode == "binary":  # which judges pairs of one round
+            whole = Whole(whole.z[whole.rows], whole.c[whole.rows], whole.real_c[whole.rows], slice(None))
         e_z = self.P.embed_latent(self.candidates(plain_ws, whole))
         # The other ranks' latents travel while the image tower runs.
         gather = LatentGather(e_z) if self.pairing_gather and self.pairing_mode == "infonce" else None
         seen = _watched("pairing", img, gain)
         e_x = self.P.embed_image(self.D.features(seen) if self.pairing_features else seen)
         if self.pairing_mode == "binary":
-            loss, accuracy = binary_pairing(e_x, e_z[whole.rows], self.pairing_tau)
+            loss, accuracy = binary_pairing(e_x, e_z, self.pairing_tau)
         else:
             e_z, places = (e_z, torch.arange(len(e_z), device=e_z.device)) if gather is None else gather.finish()
             if self.pairing_extra:
@@ -181,16 +183,17 @@ class StyleGAN2Loss:
         if self.ms_weight > 0:
             # Mode seeking compares images of two latents under one label: both halves of the batch share their labels.
             c = _first_half_twice(c)
+            whole = whole._replace(c=_first_half_twice(whole.c.unflatten(0, (len(z), -1))).flatten(0, 1))  # as in the other rounds
         img, _, plain_ws = self.run_G(z, c)
         judged = img if self.P is None and not self.ms_weight else _watched("G", img, gain)
         logits = self.run_D(judged, c)
         training_stats.report("Loss/scores/fake", logits)
         training_stats.report("Loss/signs/fake", logits.sign())
         if self.objective == "relativistic":
-            if self.ms_weight > 0:  # for images of the same labels
-                real_img, real_c = _first_half_twice(real_img), _first_half_twice(real_c)
             with torch.no_grad():
                 real_logits = self.run_D(real_img, real_c)
+            if self.ms_weight > 0 and c.shape[1] > 0:
+                real_logits = _first_half_twice(real_logits)  # a generated image is compared with a real one of its class
             loss = objectives.relativistic_loss(winner_logits=logits, loser_logits=real_logits)
         else:
             loss = objectives.generator_loss(logits)

@@ -87,7 +87,7 @@ def run_phase(phase: Phase, loss: StyleGAN2Loss, batch: Batch, batch_gpu: int) -
 
     Rounds deal out the batch in turn, as ranks do. A minibatch-std group is made of images a whole number of groups apart, so each round
     sees groups that the whole batch has, too, and pairing chooses among the latents of the whole batch: neither rounds nor ranks change what a
-    step does.
+    step does. (But for what sees one round of one rank: mode seeking, binary pairing, and of rounds the mean of path lengths.)
 
     Args:
         batch: real images [N, C, H, W], their labels, latents and labels of generated images, all with N rows.

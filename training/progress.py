@@ -12,6 +12,7 @@ import torch
 
 from dnnlib import EasyDict, append_text
 from dnnlib.format import format_time
+from dnnlib.log import is_terminal
 from torch_utils import training_stats
 from torch_utils.distributed import rank
 from training.boards import Board, WandB, open_boards
@@ -40,7 +41,7 @@ class Progress:
         self.maintenance = 0.0
         self.collector = training_stats.Collector()
         self.is_speaker = rank() == 0
-        self._live = self.is_speaker and sys.stdout.isatty()
+        self._live = self.is_speaker and is_terminal(sys.stdout)
         self._last_live = 0.0
         self._started_at_nimg: int | None = None
         self._boards: list[Board] = []

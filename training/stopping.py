@@ -1,6 +1,7 @@
-"""Ending a run that is asked to end: SIGINT (Ctrl-C), SIGTERM, or SIGUSR1, which schedulers send before they take a machine away.
+"""Ending a run that is asked to end: SIGINT (Ctrl-C), SIGTERM, SIGHUP (its terminal is gone, and it was not started by nohup), or SIGUSR1, which
+schedulers send before they take a machine away.
 
-The step that is running is finished, a state is written, and the process leaves with 128 + the number of the signal: 130, 143, 138. What comes
+The step that is running is finished, a state is written, and the process leaves with 128 + the number of the signal: 130, 143, 129, 138. What comes
 more than `REPEAT_SECONDS` after the first signal makes it leave at once, and so does a step or a write that takes more than `LEAVE_SECONDS`:
 the state before is whole then.
 """
@@ -116,8 +117,10 @@ class Stopping:
 
 def _tell(line: str) -> None:
     """Prints from where print may not be used: it could be what was interrupted."""
+    if sys.__stderr__ is None:  # 2 was closed from the beginning, and may be any file's number since
+        return
     with contextlib.suppress(OSError):
-        os.write(2, f"\n{line}\n".encode() if sys.stderr.isatty() else f"{line}\n".encode())
+        os.write(2, f"\n{line}\n".encode() if os.isatty(2) else f"{line}\n".encode())
 
 
 def _leave_now(line: str, number: int) -> None:

@@ -20,7 +20,7 @@ from torch_utils.distributed import broadcast_object, busy, gather_objects, rank
 from torch_utils.ops import backend
 from training import alarm
 from training.config import leading_figure
-from training.data_loader import StreamingLoader, open_loader
+from training.data_loader import StreamingLoader, open_loader, readers_explained
 from training.dataset import ImageFolderDataset, data_to_compare
 from training.disk import DiskWatch, predict_sizes
 from training.history import STATS_FILE
@@ -88,14 +88,17 @@ class Trainer:
         self.progress = Progress(self.run, args.total_kimg)
         self.stopping = Stopping()
 
-    def restore(self, saved: dict | None) -> None:
-        """Goes on from a state of the run folder, or afresh in it without one.
+    def check_same_place(self) -> None:
+        """Raises UserError if the ranks stand at different places: each has looked for a state itself, and one may have failed to read the last."""
+        positions = gather_objects((self.state.cur_nimg, self.state.batch_idx))
+        places = [f"{cur_nimg / 1e3:.1f} kimg (step {batch_idx})" for cur_nimg, batch_idx in positions]
+        for number, position in enumerate(positions):
+            if position != positions[0]:
+                found = f"rank {number} would go on at {places[number]}, rank 0 at {places[0]}"
+                raise UserError(f"--continue-run={self.run.path}: {found}; start again when all machines can read the same files there")
 
-        Raises:
-            UserError: the state is not of a run with these options and this data.
-        """
-        if saved is not None:
-            self._load(saved)
+    def restore_files(self, saved: dict | None) -> None:
+        """Puts the files of the run folder back to where the state was written, or to the beginning without one."""
         if self.is_writer:
             self.run.sweep()
             lost = restore_lines(self.run.path, saved["lines"] if saved else NO_LINES, self.state.snapshot_nimg // 1000)
@@ -103,7 +106,12 @@ class Trainer:
                 self.say(f"Warning: {self.run / STATS_FILE} has lost {lost:,} bytes since the state was written; their lines are missing.")
         self.say(f"Continuing at {self.state.cur_nimg / 1e3:.1f} kimg." if saved else "No training state yet: starting afresh.")
 
-    def _load(self, saved: dict) -> None:
+    def load(self, saved: dict) -> None:
+        """Takes over a state of the run folder, and leaves its files as they are.
+
+        Raises:
+            UserError: the state is not of a run with these options and this data.
+        """
         if saved.get("data", self.data_digest) != self.data_digest:
             found = f"{self.dataset.path} does not hold the images and labels that {self.run.path} was trained on so far"
             raise UserError(f"{found}; restore that data set, or say with --data where it is")
@@ -352,15 +360,18 @@ def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continue
         trainer.describe()
         for line in transferred:
             trainer.say(line)
+        if saved is not None:
+            trainer.load(saved)
+        trainer.check_same_place()  # before files are put back to one of the places; also with a rank that has not seen that there is a run
         if continued:
-            trainer.restore(saved)
+            trainer.restore_files(saved)
         trainer.say_space()
         if trainer.is_writer and trainer.state.cur_nimg == 0:
             trainer.pictures.save_reals(trainer.run / "reals.png")
             trainer.pictures.save_fakes(trainer.state.G_ema, device, trainer.run / "fakes_init.png")
         abandoned = None
         try:
-            with memory_explained(args, device):
+            with memory_explained(args, device), readers_explained():
                 stop = trainer.loop()
         except Abandoned as error:
             abandoned, stop = error, error.number

@@ -18,6 +18,7 @@ from dnnlib.json_files import read_json, read_json_lines
 from experiments.images.commands import parse_options
 from experiments.images.folder_lock import wait_for
 from experiments.images.plan import PlannedRun
+from experiments.images.run_state import RunState
 from training import config
 
 SPEED_FILE = "speed.json"
@@ -124,6 +125,8 @@ class Speed:
     def left(self, run: PlannedRun) -> Left:
         """What is left of a run takes so long."""
         state = run.look()
+        if state.archived and not state.finished:  # it cannot go on, and has to be made anew
+            state = RunState()
         to_train = 0 if state.finished else run.kimg - state.kimg
         to_measure = max((state.snapshots if state.finished else run.snapshots) - state.measured, 0)
         ends = int(bool(run.end_metrics) and not (state.finished and state.end_measured))
@@ -142,7 +145,11 @@ class Speed:
 
 def join_speeds(out: pathlib.Path, to: pathlib.Path) -> None:
     """Adds the machines of a results folder to those of another. Raises UserError where a file of them is damaged."""
-    if machines := _read(to / SPEED_FILE) | _read(out / SPEED_FILE):
+    machines = _read(to / SPEED_FILE)
+    for name, own in _read(out / SPEED_FILE).items():
+        known = machines.setdefault(name, {})
+        machines[name] = {table: known.get(table, {}) | seconds for table, seconds in own.items()}
+    if machines:
         atomic_write_text(to / SPEED_FILE, json.dumps({"machines": machines}, indent=1) + "\n")
 
 

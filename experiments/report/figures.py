@@ -15,6 +15,7 @@ SIGNALS = {
     "Loss/G/grad_norm": "Gradient of the adversarial term at an image",
     "Loss/scores/real": "D's score of real images",
     "Loss/scores/fake": "D's score of generated images",
+    "Loss/signs/real": "r_t, the mean sign of D's scores of real images",
     "Loss/G/loss": "Generator's loss",
     "Loss/D/loss": "Discriminator's loss",
     "Loss/r1_penalty": "R1 penalty",

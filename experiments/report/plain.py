@@ -87,16 +87,19 @@ def study_text(study: Study) -> str:
 
 
 def numbers_of(study: Study, series: Any) -> dict[int, tuple[int, dict[str, str]]]:
-    """kimg -> number of seeds that were measured there, and figure -> their mean and deviation as text."""
-    found: dict[int, dict[str, str]] = {}
-    seeds: dict[int, int] = {}
+    """kimg -> number of seeds that were measured there, and figure -> their mean and deviation as text, which says where they are fewer."""
+    found: dict[int, dict[str, tuple[str, int]]] = {}
     for figure in study.points:
         for (band,) in series.stretches(figure):
             spreads = band.values.std(axis=0, ddof=1) if len(band.values) > 1 else [math.nan] * len(band.kimg)
             for kimg, mean, spread in zip(band.kimg.tolist(), band.mean, spreads):
-                found.setdefault(kimg, {}).setdefault(figure, with_spread(float(mean), float(spread)))  # where a stretch begins all seeds are told
-                seeds[kimg] = max(seeds.get(kimg, 0), len(band.values))
-    return {kimg: (seeds[kimg], found[kimg]) for kimg in sorted(found)}
+                # Where a stretch begins all seeds are told.
+                found.setdefault(kimg, {}).setdefault(figure, (with_spread(float(mean), float(spread)), len(band.values)))
+    numbers = {}
+    for kimg in sorted(found):
+        most = max(seeds for _, seeds in found[kimg].values())
+        numbers[kimg] = most, {name: text + f" ({seeds} of them)" * (seeds < most) for name, (text, seeds) in found[kimg].items()}
+    return numbers
 
 
 def as_data(title: str, verdict: str, tables: Sequence[TableResult], studies: Sequence[Study], runs: Sequence[RunResult]) -> dict[str, Any]:
