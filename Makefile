@@ -19,9 +19,10 @@ help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 # The copy of the lock inside .venv is written last, so a set-up that was interrupted is repeated. What is there is brought up to date, not
-# made anew, so that there is something to work with when the network is gone.
+# made anew, so that there is something to work with when the network is gone; another version of Python, or one that does not start, is made anew.
+VERSION := import sys; print(sys.version_info[:2])
 venv setup:
-	@if ! cmp -s requirements.lock $(VENV)/installed.lock; then $(MAKE) --no-print-directory install; fi
+	@if ! cmp -s requirements.lock $(VENV)/installed.lock || ! $(BIN)/python -c 'import pip' 2>/dev/null; then $(MAKE) --no-print-directory install; fi
 
 .PHONY: install
 install:
@@ -30,7 +31,7 @@ install:
 	@$(PYTHON) -c 'import ensurepip, venv' || \
 	  { echo "Error: $(PYTHON) has no venv; install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }
 	@echo "Installing the packages of requirements.lock into $(VENV); this takes some minutes."
-	@$(BIN)/python -c '' 2>/dev/null || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
+	@[ "$$($(BIN)/python -c '$(VERSION)' 2>/dev/null)" = "$$($(PYTHON) -c '$(VERSION)')" ] || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
 	@rm -f $(VENV)/installed.lock
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock

@@ -384,7 +384,7 @@ def plot(runs: tuple[str, ...], out: str, title: str, names: list[str] | None, s
     found = trajectories.load_runs([pathlib.Path(run) for run in runs])
     for path in trajectories.plot(with_signals(found, signals), stem, title, names or ()):
         print(path)
-    print("\n" + trajectories.markdown_tables(found))
+    print("\n" + trajectories.markdown_tables(found, names or ()))
 
 
 @main.command()

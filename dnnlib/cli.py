@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from dnnlib.errors import UserError
+from dnnlib.log import say_at_last
 
 MAX_RANGE = 10_000_000
 USER_ERROR = 2  # exit code
@@ -66,8 +67,8 @@ def run_command(command: click.Command, args: Sequence[str] | None = None) -> No
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        print(f"Error: {error.format_message()}", file=sys.stderr)
+        say_at_last(f"Error: {error.format_message()}")
         sys.exit(USER_ERROR)
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        say_at_last(f"Error: {error}")
         sys.exit(USER_ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -19,6 +20,14 @@ def is_terminal(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:
         return False
+
+
+def say_at_last(text: str) -> None:
+    """Writes a line to stderr, if anybody reads it. If not, the stream is given up: Python would flush it in the end, and exit with 120."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        sys.stderr = None
 
 
 class Logger:
@@ -41,6 +50,7 @@ class Logger:
         self._depth = 0
         self._lock = threading.RLock()
         self._file: TextIO | None = None
+        self._failed = False
         self._tees: list[_Tee] = []
 
     def __enter__(self) -> Logger:
@@ -74,20 +84,21 @@ class Logger:
     def write_file(self, text: str) -> None:
         """Appends to the file only, and flushes it."""
         with self._lock:
-            if self._file is None:
+            if self._file is None or self._failed:
                 return
             try:
                 self._file.write(text)
                 self._file.flush()
             except OSError as error:
-                self._file = None
+                self._failed = True  # the file stays open: to close it would take the lock of the run away, which is on the same file
                 self._tees[1].pass_on(f"Warning: the log {self.path} cannot be written any more: {error.strerror or error}\n")
 
     def _close(self) -> None:
         with self._lock:
             if self._file is not None:
-                self._file.close()
-                self._file = None
+                with contextlib.suppress(OSError):  # of what could not be written before
+                    self._file.close()
+                self._file, self._failed = None, False
 
 
 class _Tee:

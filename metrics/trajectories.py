@@ -171,9 +171,13 @@ def _run_json(run: Run) -> dict:
     return {"path": str(run.path), "seed": run.seed, "figures": figures}
 
 
-def markdown_tables(runs: Sequence[Run]) -> str:
-    """The curves as one Markdown table per group, a row per snapshot; means over the runs of a group, or over those of them that go on."""
-    return "\n\n".join(_table(group) for group in group_runs(runs))
+def markdown_tables(runs: Sequence[Run], names: Sequence[str] = ()) -> str:
+    """The curves as one Markdown table per group, a row per snapshot; means over the runs of a group, or over those of them that go on.
+
+    Args:
+        runs, names: as `plot` takes them.
+    """
+    return "\n\n".join(_table(group) for group in _named(group_runs(runs), names))
 
 
 def _table(group: Group) -> str:

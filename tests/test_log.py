@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import dnnlib
 from dnnlib import UserError
 from dnnlib.format import format_time
 from dnnlib.log import Logger, is_terminal
@@ -225,3 +226,14 @@ def test_only_an_open_terminal_is_one():
 )
 def test_durations(seconds, text):
     assert format_time(seconds) == text
+
+
+def test_a_mistake_keeps_its_exit_code_where_nobody_reads_it():
+    code = """if True:
+        import types, dnnlib, dnnlib.cli
+        def main(**options): raise dnnlib.UserError("no")
+        dnnlib.cli.run_command(types.SimpleNamespace(main=main), [])"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as stderr:
+        assert subprocess.run([sys.executable, "-c", code], stderr=stderr, cwd=os.path.dirname(dnnlib.__path__[0])).returncode == 2

@@ -8,8 +8,13 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-# A Python that writes down what it is asked for; `offline` and `no pip` are files beside it that make it fail.
+# A Python that writes down what it is asked to do; `offline` and `no pip` are files beside it that make it fail, `version` is another version's.
 PYTHON = """#!/bin/sh
+case "$*" in
+  "-c "*print*) cat "$(dirname "$0")/version" 2>/dev/null || echo 3.11; exit ;;
+  "-c import pip") [ ! -e '{folder}/no pip' ]; exit ;;
+  "-c "*) exit 0 ;;
+esac
 echo "$*" >> '{folder}/calls'
 case "$*" in
   "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
@@ -43,6 +48,22 @@ def test_a_bare_machine_is_set_up_once(place):
     fine, calls = set_up(place)
     assert fine and "-m venv" in calls and "--requirement requirements.lock" in calls
     assert set_up(place) == (True, "")
+
+
+def test_another_version_of_python_gets_an_environment_of_its_own(place):
+    assert set_up(place)[0]
+    (place / ".venv" / "packages").touch()
+    (place / ".venv" / "bin" / "version").write_text("3.10")
+    (place / "requirements.lock").write_text("second")
+    fine, calls = set_up(place)
+    assert fine and "-m venv" in calls and not (place / ".venv" / "packages").exists()
+
+
+def test_an_environment_whose_python_has_become_another_one_is_mended(place):
+    assert set_up(place)[0]
+    (place / "no pip").touch()  # as after an upgrade of the system: the packages lie in the folder of the version before
+    fine, calls = set_up(place)
+    assert fine and "-m ensurepip" in calls and "--requirement requirements.lock" in calls
 
 
 def test_a_new_lock_without_a_network_leaves_what_was_there(place):

@@ -53,6 +53,7 @@ def test_a_terminal_that_goes_away_asks_for_an_end_unless_nohup_says_otherwise(p
 def test_the_launcher_passes_on_all_that_would_end_it(monkeypatch):
     """Its ranks have sessions of their own: what it does not pass on leaves them on their GPUs."""
     launched = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else it would be set for all tests to come
     monkeypatch.setattr("torch.distributed.run.main", launched.extend)
     monkeypatch.setattr(os, "_exit", launched.append)
     distributed.launch_local("script.py", [], 2)
@@ -62,6 +63,7 @@ def test_the_launcher_passes_on_all_that_would_end_it(monkeypatch):
 
 def test_the_launcher_leaves_with_its_code_without_a_terminal(monkeypatch):
     codes = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr("torch.distributed.run.main", lambda _: None)
     monkeypatch.setattr(os, "_exit", codes.append)
     with monkeypatch.context() as patch:

@@ -284,6 +284,7 @@ def test_lines_may_be_given_names(tmp_path):
     found = two_groups(tmp_path)
     trajectories.plot(found, tmp_path / "drawn", names=["with", "without"])
     assert [group["label"] for group in json.loads((tmp_path / "drawn.json").read_text())["groups"]] == ["with", "without"]
+    assert "with (3 runs)" in trajectories.markdown_tables(found, ["with", "without"])
     with pytest.raises(UserError, match=r"--names has 1 names for 2 lines \(.+; .+\)"):
         trajectories.plot(found, tmp_path / "drawn", names=["one"])
 

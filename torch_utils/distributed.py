@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from dnnlib import UserError
 from dnnlib.cores import available_cores
+from dnnlib.log import say_at_last
 from dnnlib.signals import STOP_SIGNALS, exit_code
 from torch_utils.roll_call import RollCall
 
@@ -80,9 +81,9 @@ def launch_local(script: str, arguments: Sequence[str], num_ranks: int) -> NoRet
         number, failure = error.get_first_failure()
         code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
         if failure.exitcode < 0:
-            print(f"Error: rank {number} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
+            say_at_last(f"Error: rank {number} was ended by {signal.Signals(-failure.exitcode).name}")
         elif code not in map(exit_code, STOP_SIGNALS):
-            print(f"Error: rank {number} ended with exit code {code}; its own message is above", file=sys.stderr)
+            say_at_last(f"Error: rank {number} ended with exit code {code}; its own message is above")
     except SignalException as stop:
         code = exit_code(stop.sigval)
     for stream in filter(None, (sys.stdout, sys.stderr)):
@@ -167,9 +168,10 @@ def advise(text: str) -> None:
 
 def _give_up(error: BaseException, code: int) -> NoReturn:
     """Says why this rank ends, which nobody else will, and ends it."""
-    traceback.print_exception(error)
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        say_at_last("".join(traceback.format_exception(error)).rstrip())
+    finally:
+        os._exit(code)
 
 
 def arrive() -> None:

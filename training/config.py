@@ -385,9 +385,9 @@ def reserved_run_dir(outdir: str, description: str) -> Iterator[str]:
 
 
 def next_run_dir(outdir: str, description: str) -> str:
-    """OUTDIR/NNNNN-description, numbered one past the highest number there, be it a folder's, a file's or that of a link to nothing."""
+    """OUTDIR/NNNNN-description, numbered one past the highest number there, be it of a folder, a file or a link to nothing called so."""
     numbers = []
     if os.path.isdir(outdir):
-        matches = (re.match(r"\d+", name) for name in os.listdir(outdir))
+        matches = (re.match(r"\d+(?=-)", name) for name in os.listdir(outdir))
         numbers = [int(match.group()) for match in matches if match]
     return os.path.join(outdir, f"{max(numbers, default=-1) + 1:05d}-{description}")

@@ -176,6 +176,8 @@ def readers_explained(*signs: type[Exception]) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)  # they hold what holds the other workers, whose end this process would wait for
         reason = (str(error) or type(error).__name__).strip().splitlines()[-1].split(". ")[0].rstrip(".")  # after the worker's traceback
         choice = "give it more memory, above all shared memory (docker run --shm-size=8g), or take fewer --workers (0: none)"
+        if "Too many open files" in reason:
+            choice = "allow more open files (ulimit -n), or take fewer --workers (0: none)"
         raise UserError(f"a process that reads images is lost ({reason}); {choice}") from error
 
 

@@ -15,9 +15,11 @@ import threading
 
 import psutil
 
+from dnnlib.signals import STOP_SIGNALS
+
 GRACE_SECONDS = 30  # for a training to write a state and leave
-# What queues send before they take a machine away; a terminal's Ctrl-C is for the owner to decide on.
-QUEUE_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# What queues send before they take a machine away, and a terminal that goes; its Ctrl-C is for the owner to decide on.
+QUEUE_SIGNALS = [number for number in STOP_SIGNALS if number != signal.SIGINT]
 TERMINATED = 128 + signal.SIGTERM
 
 
