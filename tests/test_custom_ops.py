@@ -81,6 +81,16 @@ def test_a_library_is_built_once_and_loaded_ever_after(place, compiler, capfd):
 
 
 @needs_compiler
+def test_workshops_that_nobody_has_used_for_a_day_are_removed_by_the_next_build(place, compiler):
+    cache, key = place / "cache" / "ops", custom_ops.recipe("cpu").key
+    for name, age in ((f"{key}.old.tmp", 2 * 86400), (f"{key}.new.tmp", 60), ("other.old.tmp", 2 * 86400)):
+        (cache / name).mkdir(parents=True)
+        os.utime(cache / name, (time.time() - age,) * 2)
+    custom_ops.load("cpu")
+    assert sorted(path.name for path in cache.glob("*.tmp")) == sorted([f"{key}.new.tmp", "other.old.tmp"])
+
+
+@needs_compiler
 def test_another_source_flag_compiler_or_processor_is_another_library(place, monkeypatch):
     keys = {custom_ops.recipe("cpu").key, custom_ops.recipe("cpu").key}
     assert len(keys) == 1

@@ -17,6 +17,7 @@ import uuid
 
 STALE_SECONDS = 120  # since the holder's last sign of life, on whatever machine it is
 WAIT_SECONDS = 3600  # a bound for what should never happen: one holder after the other
+ABANDONED_SECONDS = 86400  # after which a workshop is nobody's
 POLL_SECONDS = 0.1
 MESSAGE_SECONDS = 1  # of waiting, after which the user is told
 
@@ -111,6 +112,14 @@ class BuildLock:
         name = holder.get("workshop")
         if dead and isinstance(name, str) and name.startswith(self.path.stem) and "/" not in name:
             shutil.rmtree(self.path.with_name(name), ignore_errors=True)
+
+
+def sweep_workshops(lock: BuildLock) -> None:
+    """Removes old workshops beside a lock: of holders that were taken for silent, as from elsewhere nobody can see that they are dead."""
+    for folder in lock.path.parent.glob(f"{lock.path.stem}.*.tmp"):
+        with contextlib.suppress(OSError):  # somebody else's
+            if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def where_pids_count() -> dict[str, str | None]:

@@ -29,7 +29,7 @@ from typing import TextIO
 from dnnlib import UserError
 from dnnlib.download import cache_dir
 from torch_utils import toolchain
-from torch_utils.build_lock import BuildLock
+from torch_utils.build_lock import BuildLock, sweep_workshops
 from torch_utils.toolchain import BuildError
 
 SOURCES = pathlib.Path(__file__).parent / "ops" / "csrc"
@@ -243,6 +243,7 @@ def _build_in(folder: pathlib.Path, made: Recipe, lock: BuildLock, damaged: path
     try:
         _make(made, lock.workshop, lock)
         lock.workshop.rename(target)
+        sweep_workshops(lock)
     except BuildError as error:
         failure.write_text(str(error), encoding="utf-8")
         raise
