@@ -26,7 +26,7 @@ from experiments.report.tables import figure_text
 def made(tmp_path_factory):
     """Tables 3, 4, B and C at the smoke budget under three seeds, made by stand-ins. Returns the results folder."""
     folder = tmp_path_factory.mktemp("made")
-    plan = smoke_plan(folder / "out", "table3", "table4", "tableB", "tableC", seeds=3)
+    plan = smoke_plan(folder / "out", "table3", "table4", "tableB", "tableC", "r1-weight", seeds=3)
     before, work.SCRIPTS = work.SCRIPTS, stand_ins(folder / "scripts", plan)
     try:
         assert run_plan(plan, How(workers=4)) == []
@@ -91,6 +91,11 @@ def test_rows_are_set_against_their_baseline_within_seeds(out):
     halves = {(one.method, one.baseline, one.images, one.kimg) for one in table(out, "tableB").differences}
     pairs = ("Pairing-GAN", "StyleGAN2"), ("Pairing-GAN-ADA", "StyleGAN2-ADA")
     assert halves == {(*pair, "all images", kimg) for pair in pairs for kimg in (0, 1)}
+
+
+def test_rows_of_other_r1_weights_are_set_against_the_usual_one(out):
+    found = table(out, "r1-weight").differences
+    assert {(one.method, one.baseline) for one in found} == {("R1 .01", "R1 .1"), ("R1 1", "R1 .1")} and {one.seeds for one in found} == {3}
 
 
 def test_tables_say_what_was_trained_on(out):

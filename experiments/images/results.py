@@ -81,7 +81,7 @@ class Difference:
     """How a row's figures differ from its baseline's, taken within each seed.
 
     Attributes:
-        method: of the row.
+        method: of the row, or its label where it is told by its R1 weight.
         baseline: of the other one, StyleGAN2 with the same augmentation in the same setting at the same length.
         column: of the figure.
         mean: of the row's figure less the baseline's over the seeds that both have.
@@ -279,21 +279,24 @@ class _Loader:
         return values
 
     def _differences(self, experiment: ImageExperiment, rows: Sequence[TableRow], columns: Sequence[str]) -> tuple[Difference, ...]:
-        """Of every row from the StyleGAN2 of its augmentation, setting and length."""
+        """Of every row from the StyleGAN2 of its augmentation, setting and length; of one with an R1 weight of its own from that with the usual."""
         found = []
         for row, shown in zip(experiment.rows, rows):
             name = BASELINE + ("-ADA" if row.method.endswith("-ADA") else "")
-            wanted = name, self.budget.setting(row.setting), row.mark
+            setting = self.budget.setting(row.setting)
+            other_r1 = bool(row.method) and self.budget.regimes[setting].r1 is not None
+            wanted = name, "noaug" if other_r1 else setting, row.mark
             pairs = [pair for pair in zip(experiment.rows, rows) if (pair[0].method, self.budget.setting(pair[0].setting), pair[0].mark) == wanted]
-            if not row.method or row.method == name or not pairs:
+            if not row.method or (row.method == name and not other_r1) or not pairs:
                 continue
             (base, other), own = pairs[0], {run.seed: self._values(run, row, columns) for run in shown.runs}
+            names = (shown.method, other.method) if other_r1 else (row.method, name)
             others = {run.seed: self._values(run, base, columns) for run in other.runs}
             for column in columns:
                 gains = [own[seed][column] - others[seed][column] for seed in own if column in own[seed] and column in others.get(seed, {})]
                 if len(gains) > 1:
                     place = self._images(row), shown.kimg
-                    found.append(Difference(row.method, name, column, statistics.fmean(gains), mean_interval(gains), len(gains), *place))
+                    found.append(Difference(*names, column, statistics.fmean(gains), mean_interval(gains), len(gains), *place))
         return tuple(found)
 
     def _verdict(self, name: str, experiment: ImageExperiment, columns: Sequence[str]) -> Verdict:
