@@ -99,11 +99,11 @@ def gather_cost(state: TrainingState, repeats: int) -> float:
     runner, phase, differences = Runner(state), state.phases[0], []
     for _ in range(repeats + 1):
         times = []
-        for state.loss.pairing_gather in (True, False):
+        for state.loss.pairing.gather in (True, False):
             dist.barrier()
             times.append(runner.phase(phase))
         differences.append(times[0] - times[1])
-    state.loss.pairing_gather = True
+    state.loss.pairing.gather = True
     return statistics.median(differences[1:])
 
 

@@ -1,7 +1,7 @@
-"""More negatives: the latents' embeddings of all ranks, differentiably, and on their way while the images are embedded; and further latents.
+"""More negatives: the latents' embeddings of all ranks, differentiably, and on their way while the images are embedded; and extra latents.
 
 A negative is a latent that did not make the image, and latents cost nothing: where other contrastive losses keep a queue of stale embeddings,
-`further_latents` draws as many fresh ones as wanted.
+`extra_latents` draws as many fresh ones as wanted.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class LatentGather:
         return _Receive.apply(self._e_z, self._message), own + dist.get_rank() * len(self._e_z)
 
 
-def further_latents(z: torch.Tensor, count: int, distance: float = 1.0) -> torch.Tensor:
+def extra_latents(z: torch.Tensor, count: int, distance: float = 1.0) -> torch.Tensor:
     """Latents as likely as those of a batch, at a distance from them.
 
     Args:

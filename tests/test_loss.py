@@ -8,12 +8,14 @@ import torch
 from test_networks import CONFIGS, golden, near
 
 from pairing.losses import infonce, mode_seeking
-from pairing.negatives import further_latents
+from pairing.negatives import extra_latents
 from pairing.network import PairingNetwork
+from pairing.term import PairingTerm
 from torch_utils import training_stats
 from training import objectives
-from training.loss import StyleGAN2Loss, trainable
+from training.loss import StyleGAN2Loss
 from training.networks import Discriminator, Generator
+from training.phases import trainable
 
 
 def gradients(module):
@@ -76,9 +78,13 @@ def small(c_dim=3, **loss_kwargs):
     for module in (G, D, P):
         module.train().requires_grad_(False)
     kwargs = dict(style_mixing_prob=0, pl_weight=0, r1_gamma=1) | loss_kwargs
-    if kwargs.pop("with_P", False):
-        kwargs["P"] = P
-    return G, D, P, StyleGAN2Loss("cpu", G.mapping, G.synthesis, D, **kwargs)
+    return G, D, P, StyleGAN2Loss("cpu", G.mapping, G.synthesis, D, pairing=term_of(P, kwargs), **kwargs)
+
+
+def term_of(P, kwargs):
+    """The pairing term that the pairing_ options among `kwargs` ask for, which are taken out of it; None without a weight."""
+    chosen = {name.removeprefix("pairing_"): kwargs.pop(name) for name in list(kwargs) if name.startswith("pairing_")}
+    return PairingTerm(P, **(dict(tau=0.1, mode="infonce", space="z", gather=True) | chosen)) if chosen else None
 
 
 def batch(n=4, c_dim=3, seed=1):
@@ -94,7 +100,7 @@ def flat(module):
 @pytest.mark.parametrize("mode", ["infonce", "binary"])
 @pytest.mark.parametrize("space", ["z", "w"])
 def test_pairing_gradient_reaches_G_and_P_and_never_D(mode, space):
-    G, D, P, loss = small(with_P=True, pairing_weight=0.5, pairing_mode=mode, pairing_space=space)
+    G, D, P, loss = small(pairing_weight=0.5, pairing_mode=mode, pairing_space=space)
     with trainable(G, P):
         loss.accumulate_gradients("Gmain", *batch())
     assert flat(P).abs().max() > 0 and flat(G).abs().max() > 0 and not gradients(D)
@@ -118,14 +124,14 @@ def test_joint_loss_is_adversarial_plus_lambda_times_pairing():
     """Equation (3): the gradient is linear in lambda."""
     grads = []
     for weight in (0.0, 0.3, 0.6):
-        G, _, P, loss = small(with_P=True, pairing_weight=weight)
+        G, _, P, loss = small(pairing_weight=weight)
         with trainable(G, P):
             loss.accumulate_gradients("Gmain", *batch())
         grads.append(flat(G))
     torch.testing.assert_close(grads[2] - grads[1], grads[1] - grads[0], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("term, chosen", [("pairing", dict(with_P=True, pairing_weight=0.3)), ("ms", dict(ms_weight=2.0))])
+@pytest.mark.parametrize("term, chosen", [("pairing", dict(pairing_weight=0.3)), ("ms", dict(ms_weight=2.0))])
 def test_gradient_norms_of_the_terms_are_those_of_each_image(term, chosen, monkeypatch):
     seen = {}
     monkeypatch.setattr(training_stats, "report", lambda name, value: seen.setdefault(name, torch.as_tensor(value)))
@@ -148,7 +154,7 @@ def test_features_of_D_are_paired_through_D_which_learns_nothing_from_it(monkeyp
     seen = {}
     monkeypatch.setattr(training_stats, "report", lambda name, value: seen.setdefault(name, torch.as_tensor(value)))
     G, D, _, loss = small(pairing_weight=0.3, pairing_features=True)
-    loss.P = P = PairingNetwork(8, 16, 3, embed_dim=8, feature_channels=D.feature_channels)
+    loss.pairing.P = P = PairingNetwork(8, 16, 3, embed_dim=8, feature_channels=D.feature_channels)
     real, real_c, z, c = batch()
     with trainable(G, P):
         loss.accumulate_gradients("Gmain", real, real_c, z, c)
@@ -162,16 +168,16 @@ def test_features_of_D_are_paired_through_D_which_learns_nothing_from_it(monkeyp
 
 
 @pytest.mark.parametrize("space", ["z", "w"])
-def test_further_negatives_are_told_from_the_batchs(space, monkeypatch):
+def test_extra_negatives_are_told_from_the_batchs(space, monkeypatch):
     seen = {}
     monkeypatch.setattr(training_stats, "report", lambda name, value: seen.setdefault(name, value))
-    G, _, P, loss = small(with_P=True, pairing_weight=1, pairing_space=space, pairing_extra=9, pairing_near=0.3)
+    G, _, P, loss = small(pairing_weight=1, pairing_space=space, pairing_extra=9, pairing_near=0.3)
     real, real_c, z, c = batch()
     torch.manual_seed(5)
     with trainable(G, P):
         loss.accumulate_gradients("Gmain", real, real_c, z, c)
     torch.manual_seed(5)
-    latents, labels = torch.cat([z, further_latents(z, 9, 0.3)]), torch.cat([c, c[torch.arange(9) % len(c)]])
+    latents, labels = torch.cat([z, extra_latents(z, 9, 0.3)]), torch.cat([c, c[torch.arange(9) % len(c)]])
     ws = G.mapping(latents, labels)
     expected, _ = infonce(P.embed_image(G.synthesis(ws[: len(z)])), P.embed_latent(latents if space == "z" else ws[:, 0]), 0.1)
     torch.testing.assert_close(seen["Loss/pairing/loss"], expected)

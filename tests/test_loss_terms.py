@@ -5,13 +5,14 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from test_loss import batch, small
+from test_loss import batch, small, term_of
 from torch import nn
 
 from pairing.losses import infonce, mode_seeking
 from torch_utils import training_stats
 from training import objectives
-from training.loss import StyleGAN2Loss, trainable
+from training.loss import StyleGAN2Loss
+from training.phases import trainable
 
 Z, LAYERS, SHAPE = 3, 4, (3, 2, 2)
 PIXELS = 12
@@ -63,8 +64,8 @@ def linear(pairing=False, **settings):
     """G, D, P and a loss of them, all of whose terms but the adversarial one are off unless asked for."""
     generator = torch.Generator().manual_seed(0)
     G, D, P = (kind(generator).requires_grad_(False) for kind in (LinearG, LinearD, LinearP))
-    settings = dict(style_mixing_prob=0, pl_weight=0, r1_gamma=0) | ({"P": P, "pairing_weight": 0.5} if pairing else {}) | settings
-    loss = StyleGAN2Loss("cpu", G.mapping, G.synthesis, D, **settings)
+    settings = dict(style_mixing_prob=0, pl_weight=0, r1_gamma=0) | ({"pairing_weight": 0.5} if pairing else {}) | settings
+    loss = StyleGAN2Loss("cpu", G.mapping, G.synthesis, D, pairing=term_of(P, settings), **settings)
     loss.pl_mean = loss.pl_mean.double()
     return G, D, P, loss
 
@@ -247,7 +248,7 @@ def test_w_is_data_to_the_pairing_term():
     torch.testing.assert_close([G.scale.grad, G.weight.grad], list(expected), rtol=1e-5, atol=1e-6)
 
 
-ASIDE = {"style mixing": dict(style_mixing_prob=1.0), "further negatives": dict(with_P=True, pairing_weight=1, pairing_space="w", pairing_extra=9)}
+ASIDE = {"style mixing": dict(style_mixing_prob=1.0), "extra negatives": dict(pairing_weight=1, pairing_space="w", pairing_extra=9)}
 
 
 @pytest.mark.parametrize("name", ASIDE)

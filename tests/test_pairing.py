@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pairing import negatives
 from pairing.adaptive import PairingWarmUp, adapt_weight
 from pairing.losses import binary_pairing, infonce, mode_seeking, random_derangement
-from pairing.negatives import LatentGather, further_latents
+from pairing.negatives import LatentGather, extra_latents
 from pairing.network import PairingNetwork
 
 
@@ -265,15 +265,15 @@ def test_messages_travel_while_images_are_embedded(monkeypatch):
 
 
 @pytest.mark.parametrize("distance", [0.2, 0.5, 1.0])
-def test_further_latents_are_as_likely_as_others_and_as_near_as_asked(distance):
+def test_extra_latents_are_as_likely_as_others_and_as_near_as_asked(distance):
     torch.manual_seed(0)
     z = torch.randn(50, 400)
-    drawn = further_latents(z, 120, distance)
+    drawn = extra_latents(z, 120, distance)
     assert drawn.shape == (120, 400) and drawn.mean().abs() < 0.02 and abs(drawn.std() - 1) < 0.02
     around = z[torch.arange(120) % 50]
     correlation = (drawn * around).mean()
     assert correlation.item() == pytest.approx(math.sqrt(1 - distance**2), abs=0.02)
-    assert not torch.equal(drawn, further_latents(z, 120, distance))
+    assert not torch.equal(drawn, extra_latents(z, 120, distance))
 
 
 def test_the_warm_up_ends_at_the_weight_and_goes_on_from_a_state():

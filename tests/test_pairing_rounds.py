@@ -6,21 +6,22 @@ import pytest
 import torch
 from test_loss import batch, flat, small
 
+from pairing.term import FullBatch
 from torch_utils import training_stats
-from training.loss import Whole, trainable
+from training.phases import trainable
 
 
 def accumulate(rounds, samples=8, **options):
     """(gradients of G, gradients of P, mean pairing loss) of a batch in so many rounds, dealt out in turn."""
     real, real_c, z, c = batch(samples)
-    G, _, P, loss = small(with_P=True, pairing_weight=1, **options)
+    G, _, P, loss = small(pairing_weight=1, **options)
     seen = []
     with pytest.MonkeyPatch.context() as patch, trainable(G, P):
         patch.setattr(training_stats, "report", lambda name, value: seen.append(value.detach()) if name == "Loss/pairing/loss" else None)
         for index in range(rounds):
             rows = slice(index, None, rounds)
-            whole = Whole(z=z, c=c, real_c=real_c, rows=rows)
-            loss.accumulate_gradients("Gmain", real[rows], real_c[rows], z[rows], c[rows], gain=1 / rounds, whole=whole)
+            full = FullBatch(z=z, c=c, real_c=real_c, rows=rows)
+            loss.accumulate_gradients("Gmain", real[rows], real_c[rows], z[rows], c[rows], gain=1 / rounds, full=full)
     return flat(G), flat(P), float(sum(seen)) / rounds
 
 
@@ -39,7 +40,7 @@ def test_a_round_of_a_single_image_has_the_whole_batch_to_choose_from():
 
 def test_a_round_by_itself_is_a_batch_of_its_own():
     real, real_c, z, c = batch(8)
-    G, _, P, loss = small(with_P=True, pairing_weight=1)
+    G, _, P, loss = small(pairing_weight=1)
     with trainable(G, P):
         loss.accumulate_gradients("Gmain", real, real_c, z, c)
     torch.testing.assert_close(flat(P), accumulate(1)[1])

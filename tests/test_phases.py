@@ -28,8 +28,8 @@ class Recorder:
     def __init__(self, modules):
         self.modules, self.calls = modules, []
 
-    def accumulate_gradients(self, phase, *part, sync, gain, whole):
-        assert all(torch.equal(of_all[whole.rows], own) for of_all, own in zip((whole.real_c, whole.z, whole.c), part[1:]))
+    def accumulate_gradients(self, phase, *part, sync, gain, full):
+        assert all(torch.equal(of_all[full.rows], own) for of_all, own in zip((full.real_c, full.z, full.c), part[1:]))
         trained = [module for module in self.modules if all(p.requires_grad for p in module.parameters())]
         self.calls.append((phase, [t[:, 0].tolist() for t in part], sync, gain, trained))
         (sum(p.sum() for module in trained for p in module.parameters()) * gain).backward()

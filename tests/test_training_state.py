@@ -65,23 +65,23 @@ def test_ada_hears_of_reals_and_moves_the_strength_that_is_used(data, monkeypatc
 def test_the_pairing_weight_is_the_one_that_was_asked_for(data, monkeypatch):
     state = state_of(data, pairing_weight=0.5)
     stepping(state, monkeypatch, steps=4)
-    assert state.loss.pairing_weight == 0.5 and state.loss.on_accuracy is None
+    assert state.loss.pairing.weight == 0.5 and state.loss.pairing.on_accuracy is None
 
 
 def test_a_warm_up_starts_from_no_weight_and_rises_image_by_image(data, monkeypatch):
     state = state_of(data, pairing_weight=0.5, pairing_warmup=2)
-    assert state.loss.pairing_weight == 0
+    assert state.loss.pairing.weight == 0
     stepping(state, monkeypatch, steps=3)
-    assert state.loss.pairing_weight.item() == pytest.approx(0.5 * 3 * 8 / 2000)
+    assert state.loss.pairing.weight.item() == pytest.approx(0.5 * 3 * 8 / 2000)
 
 
 @pytest.mark.parametrize(("accuracy", "direction"), [(0.85, 1), (0.95, -1)])
 def test_an_adaptive_weight_starts_from_the_one_asked_for_and_hears_of_accuracies(data, monkeypatch, accuracy, direction):
     state = state_of(data, pairing_weight=0.5, pairing_target=0.9)
-    assert state.loss.pairing_weight == 0.5
-    state.loss.on_accuracy(torch.tensor(accuracy))
+    assert state.loss.pairing.weight == 0.5
+    state.loss.pairing.on_accuracy(torch.tensor(accuracy))
     stepping(state, monkeypatch, steps=4)
-    assert state.loss.pairing_weight.item() == pytest.approx(0.5 * (1 + direction * 4 * 8 / 100_000), rel=1e-6)
+    assert state.loss.pairing.weight.item() == pytest.approx(0.5 * (1 + direction * 4 * 8 / 100_000), rel=1e-6)
 
 
 # What a step gives to its phases.

@@ -42,6 +42,24 @@ def report(name: str, value: torch.Tensor | float) -> torch.Tensor | float:
     return value
 
 
+def report_grad_norm(name: str, x: torch.Tensor, gain: float) -> torch.Tensor:
+    """The same values on a path of their own. In a backward pass the norm of the gradient that comes back on it is reported, sample by sample.
+
+    Args:
+        x: samples [N, ...].
+        gain: factor on the loss in that pass, which is a mean over the samples; both are taken out of the norms.
+    """
+
+    def report_norms(gradient: torch.Tensor) -> None:
+        norms = gradient.detach().float().flatten(1).norm(dim=1)
+        report(name, norms * (len(norms) / gain))
+
+    x = x.view_as(x)
+    if x.requires_grad:
+        x.register_hook(report_norms)
+    return x
+
+
 def _fold() -> None:
     """Gives every collector what was reported since the last fold; this waits for the device."""
     for (name, _), moments in _moments.items():

@@ -102,7 +102,7 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
     if o.pairing_features and o.pairing_view is not None:
         raise UserError(f"--pairing-features=1 shows the pairing network D's features, and --pairing-view={o.pairing_view} images; give one")
     if o.pairing_extra and o.pairing_mode != "infonce":
-        raise UserError(f"--pairing-extra={o.pairing_extra} needs --pairing-mode=infonce; --pairing-mode={o.pairing_mode} has no further negatives")
+        raise UserError(f"--pairing-extra={o.pairing_extra} needs --pairing-mode=infonce; --pairing-mode={o.pairing_mode} has no extra negatives")
     if o.pairing_near is not None and not o.pairing_extra:
         raise UserError(f"--pairing-near={o.pairing_near:g} places the negatives of --pairing-extra, which is 0; give both")
     if o.pairing_warmup is not None and o.pairing_target is not None:

@@ -11,10 +11,10 @@ import click
 
 from dnnlib.cli import CommaList
 from pairing.adaptive import MAX_FACTOR
+from pairing.term import PAIRING_MODES, PAIRING_SPACES
 from torch_utils.ops.backend import POLICIES
 from training.augment import AUGPIPE_PRESETS
 from training.graphs import POLICIES as GRAPH_POLICIES
-from training.loss import PAIRING_MODES, PAIRING_SPACES
 from training.objectives import OBJECTIVES
 from training.presets import PRESETS
 

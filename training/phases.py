@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from pairing.term import FullBatch
 from torch_utils import training_stats
 from torch_utils.distributed import exchange_gradients
-from training.loss import StyleGAN2Loss, Whole, trainable
+from training.loss import StyleGAN2Loss
 
 G_REG_INTERVAL = 4
 D_REG_INTERVAL = 16
@@ -79,6 +80,18 @@ def build_phases(
     return phases
 
 
+@contextlib.contextmanager
+def trainable(*modules: nn.Module) -> Iterator[None]:
+    """Within: the modules' parameters take gradients. After: they do not, so no other phase reaches them."""
+    for module in modules:
+        module.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.requires_grad_(False)
+
+
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -100,9 +113,9 @@ def run_phase(phase: Phase, loss: StyleGAN2Loss, batch: Batch, batch_gpu: int) -
         phase.optimizer.zero_grad(set_to_none=True)
         for index in range(rounds):
             rows = slice(index, None, rounds)
-            whole = Whole(z=batch[2], c=batch[3], real_c=batch[1], rows=rows)
+            full = FullBatch(z=batch[2], c=batch[3], real_c=batch[1], rows=rows)
             part = [t[rows] for t in batch]
-            loss.accumulate_gradients(phase.name, *part, sync=index == rounds - 1, gain=phase.gain / rounds, whole=whole)
+            loss.accumulate_gradients(phase.name, *part, sync=index == rounds - 1, gain=phase.gain / rounds, full=full)
         bad = exchange_gradients(p for module in phase.modules for p in module.parameters())
     phase.optimizer.step()
     return bad

@@ -11,6 +11,7 @@ from torch import nn
 from dnnlib import EasyDict, UserError
 from pairing.adaptive import PairingController, PairingWarmUp
 from pairing.network import PairingNetwork
+from pairing.term import PairingTerm
 from torch_utils.checkpoint import NetworkRecord
 from torch_utils.distributed import gather_objects, mean_over_ranks_, rank, sum_over_ranks_, world_size
 from training.ada import ADA_KIMG, AdaController
@@ -71,10 +72,10 @@ class TrainingState:
         self.loss = self._build_loss()
         self.pairing_control = None
         if "pairing_target" in args:
-            self.pairing_control = PairingController(self.loss.pairing_weight, args.pairing_target, CONTROL_INTERVAL)
-            self.loss.on_accuracy = self.pairing_control.record
+            self.pairing_control = PairingController(self.loss.pairing.weight, args.pairing_target, CONTROL_INTERVAL)
+            self.loss.pairing.on_accuracy = self.pairing_control.record
         elif "pairing_warmup" in args:
-            self.pairing_control = PairingWarmUp(self.loss.pairing_weight, args.pairing_warmup)
+            self.pairing_control = PairingWarmUp(self.loss.pairing.weight, args.pairing_warmup)
         optimizers, as_graphs = (args.G_opt_kwargs, args.D_opt_kwargs, args.get("P_opt_kwargs")), args.get("graphs") == "on"
         self.phases: list[Phase] = build_phases(self.G, self.D, self.P, *optimizers, self.loss, device, capturable=as_graphs)
         self.graphs = PhaseGraphs(CudaRecorder(device), [phase.name for phase in self.phases]) if as_graphs else None
@@ -95,16 +96,18 @@ class TrainingState:
         if self.args.get("compile"):
             # Double backward does not compose with torch.compile, so the regularisation phases run the plain modules.
             compiled = torch.compile(G_mapping), torch.compile(G_synthesis), torch.compile(D)
+        kwargs = without_class(self.args.loss_kwargs)
+        pairing_kwargs = {name.removeprefix("pairing_"): kwargs.pop(name) for name in list(kwargs) if name.startswith("pairing_")}
         return StyleGAN2Loss(
             self.device,
             G_mapping,
             G_synthesis,
             D,
             augment_pipe=self.augment_pipe,
-            P=self.P,
+            pairing=None if self.P is None else PairingTerm(self.P, **pairing_kwargs),
             on_real_logits=None if self.ada is None else self.ada.record,
             compiled=compiled,
-            **without_class(self.args.loss_kwargs),
+            **kwargs,
         )
 
     # One step.
