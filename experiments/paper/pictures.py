@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
@@ -14,6 +14,7 @@ from experiments.toy.figures_charts import expansion_panels, latent_grid, ring_d
 from experiments.toy.figures_training import training_curves
 from experiments.toy.figures_transport import transport_panels
 from experiments.toy.measures import samples_and_jacobians, singular_values
+from experiments.toy.methods import find_method
 from experiments.toy.models import Stack, apply_stack
 from experiments.toy.parts import Part
 from experiments.toy.studies import Study, find_study
@@ -99,8 +100,16 @@ def _expansion(study: Study, parts: Parts) -> Figure:
 
 
 def _weights(study: Study, parts: Parts) -> Figure:
-    shown = {"weight lambda": "pairing weight", "identification accuracy": "accuracy", "pairing loss x lambda": "pairing"}
-    found = {title: {method: torch.stack([part.history[name] for part in own]) for method, own in parts.items()} for title, name in shown.items()}
+    def curves(name: str, methods: Iterable[str]) -> dict[str, torch.Tensor]:
+        return {method: torch.stack([part.history[name] for part in parts[method]]) for method in methods}
+
+    found = {"weight lambda": curves("pairing weight", parts)}
+    batch = study.settings.batch
+    accuracies = {"infonce": f"latent found among {batch}\nchance {1 / batch:.3f}", "binary": "pairs told from mismatches\nchance 0.5"}
+    for pairing, says in accuracies.items():  # of different tasks, so never on one axis
+        if methods := [method for method in parts if find_method(method).pairing == pairing]:
+            found[says] = curves("accuracy", methods)
+    found["pairing loss x lambda"] = curves("pairing", parts)
     steps = next(iter(parts.values()))[0].history["step"]
     return training_curves(steps, found, f"{study.title}: pairing during training, one line per seed")
 

@@ -13,7 +13,7 @@ from experiments.toy.measures import MEASURES
 
 NONE = "–"
 DECIMALS = {"modes": 1, "collision": 5}  # of figures that are not shown with three
-COMPARED = ("precision", "recall", "coverage")
+COMPARED = ("precision", "recall", "coverage", "reverse KL", "folded")
 
 
 def page(experiment: Experiment, result: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
@@ -92,10 +92,11 @@ def aims_table(aims: Sequence[Mapping[str, Any]]) -> str:
 
 
 def differences_table(experiment: Experiment, rows: Rows) -> str:
-    """Mean differences of the experiment's pairs of methods with their intervals."""
-    lines = [["difference", *COMPARED]]
+    """Mean differences of the experiment's pairs of methods with their intervals, in those of its columns that are compared."""
+    metrics = [metric for metric in COMPARED if metric in experiment.columns]
+    lines = [["difference", *metrics]]
     for method, other in experiment.comparisons:
-        lines.append([f"{method} less {other}", *(describe(higher(metric, method, other).evaluate(rows)) for metric in COMPARED)])
+        lines.append([f"{method} less {other}", *(describe(higher(metric, method, other).evaluate(rows)) for metric in metrics)])
     return aligned(lines)
 
 

@@ -15,7 +15,8 @@ OF_MIXTURES = (*PRDC, *MODES, *MANY_TO_ONE)
 
 FOUR = ("GAN", "GAN+R1", "GAN+Pairing", "GAN+Pairing+R1")
 GRID_ROWS = ("GAN", "GAN+R1", "GAN+Pairing", "GAN+Pairing+R1", "MS-GAN+R1")
-PACGAN_ROWS = ("GAN", "PacGAN2", "GAN+Pairing", "GAN+Pairing+R1")
+PACGAN_ROWS = ("GAN", "PacGAN2", "GAN+R1", "GAN+Pairing", "GAN+Pairing+R1")
+PACGAN_PAIRS = (("GAN+Pairing", "GAN"), ("GAN+Pairing", "PacGAN2"), ("GAN+R1", "GAN"), ("GAN+Pairing+R1", "GAN+R1"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,7 @@ _ALL = (
         OF_MIXTURES,
         paper=numbers.PACGAN_RING,
         source=numbers.PACGAN,
-        comparisons=(("GAN+Pairing", "GAN"), ("GAN+Pairing", "PacGAN2")),
+        comparisons=PACGAN_PAIRS,
     ),
     Experiment(
         "pacgan-grid",
@@ -151,7 +152,7 @@ _ALL = (
         OF_MIXTURES,
         paper=numbers.PACGAN_GRID,
         source=numbers.PACGAN,
-        comparisons=(("GAN+Pairing", "GAN"), ("GAN+Pairing", "PacGAN2")),
+        comparisons=PACGAN_PAIRS,
     ),
     Experiment(
         "adaptive",

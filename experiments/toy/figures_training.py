@@ -12,19 +12,20 @@ from experiments.toy.figures_charts import PALETTE
 
 
 def training_curves(steps: torch.Tensor, quantities: Mapping[str, Mapping[str, torch.Tensor]], title: str, caption: str = "") -> Figure:
-    """One panel per quantity, a colour per method: a thin line per seed and their mean.
+    """One panel per quantity, a colour per method, the same in all panels: a thin line per seed and their mean.
 
     Args:
         steps: of the records [T].
-        quantities: {name: {method: values [S, T] of S seeds}}.
+        quantities: {name: {method: values [S, T] of S seeds}}; the first has all methods, since the legend stands in its panel.
         title, caption: above and below.
     """
-    figure = new_figure(WIDTH / 3 + 0.6, title, caption)
+    figure = new_figure(WIDTH / len(quantities) + 0.6, title, caption)
     axes = figure.subplots(1, len(quantities), squeeze=False)[0]
+    colours = dict(zip(dict.fromkeys(method for curves in quantities.values() for method in curves), PALETTE))
     for axis, (name, curves) in zip(axes, quantities.items()):
-        for colour, (method, values) in zip(PALETTE, curves.items()):
-            axis.plot(steps, values.T, color=colour, linewidth=0.5, alpha=0.4)
-            axis.plot(steps, values.mean(dim=0), color=colour, linewidth=2, label=method)
+        for method, values in curves.items():
+            axis.plot(steps, values.T, color=colours[method], linewidth=0.5, alpha=0.4)
+            axis.plot(steps, values.mean(dim=0), color=colours[method], linewidth=2, label=method)
         axis.set_title(name, fontsize=LABEL_SIZE, color=INK)
         axis.set_xlabel("step", fontsize=SMALL_SIZE, color=INK)
         axis.set_ylim(bottom=0)

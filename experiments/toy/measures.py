@@ -36,7 +36,8 @@ MEASURES = {
     "density": "real balls that a sample lies in, over k (1 for the target itself; higher is denser)",
     "coverage": "share of real balls that hold a sample, k = 3 (higher is better; 0.875 for the target itself)",
     "modes": "modes with at least one high-quality sample (higher is better)",
-    "thinnest mode": "high-quality samples of the mode that has fewest, over an equal share (higher is better; 0.99 for the target itself)",
+    "thinnest mode": "high-quality samples of the mode that has fewest, over an equal share (higher is better; for 10,000 samples of the target "
+    "itself about 0.96 with 5 modes, 0.95 with 8, 0.89 with 25 and 0.88 on the 36 arcs of a ring)",
     "high quality": "share of samples on the target's support, within three standard deviations (higher is better)",
     "reverse KL": "KL(samples per mode || equal shares) in nats (lower is better; log of the number of modes when all are in one)",
     "collision": "share of far latent pairs whose samples are near (lower is better; 0.0003 for samples unrelated to their latents, 1 for one point)",

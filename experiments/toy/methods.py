@@ -40,7 +40,7 @@ class Settings:
         batch: samples per step and model.
         z_dim: dimensions of the standard normal latent.
         lr, beta1, beta2: Adam, for all networks.
-        r1_gamma, r2_gamma: weights of the gradient penalties, gamma / 2 * |gradient|^2.
+        r1_gamma: weight of the gradient penalties, gamma / 2 * |gradient|^2: R1's, and R2's where a method has both, as R3GAN does.
         pairing_weight, tau, embed_dim: lambda, temperature and embedding length of pairing.
         pairing_target: identification accuracy that the adaptive weight keeps.
         ms_weight: weight of the mode-seeking loss.
@@ -53,7 +53,6 @@ class Settings:
     beta1: float = 0.5
     beta2: float = 0.9
     r1_gamma: float = 0.1
-    r2_gamma: float = 0.1
     pairing_weight: float = 0.05
     tau: float = 0.1
     embed_dim: int = 16

@@ -121,9 +121,9 @@ class Trainer:
         else:
             adversarial = objectives.discriminator_real_loss(real_logits) + objectives.discriminator_fake_loss(fake_logits)
         losses = {"D": adversarial.mean(dim=(1, 2))}
-        for name, slope, gamma in (("R1", real_slope, settings.r1_gamma), ("R2", fake_slope, settings.r2_gamma)):
+        for name, slope in (("R1", real_slope), ("R2", fake_slope)):
             if slope is not None:
-                losses[name] = gamma / 2 * slope.square().sum(dim=2).mean(dim=1)
+                losses[name] = settings.r1_gamma / 2 * slope.square().sum(dim=2).mean(dim=1)
         return losses
 
     def g_losses(self, real: torch.Tensor, fake: torch.Tensor, z: torch.Tensor) -> dict[str, torch.Tensor]:
