@@ -5,44 +5,40 @@
     python calc_metrics.py --real=photos.zip --fake=pictures/ --metrics=fid50k_full
     python calc_metrics.py plot runs/00000-... runs/00001-...
 
-The metrics are in the package `metrics`; this file only connects them to networks, data sets and the screen.
+The metrics are in the package `metrics`, and `training.metric_sides` opens what is measured; this file connects them to options and the screen.
 """
 
 from __future__ import annotations
 
 import functools
-import glob
 import json
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
-import torch
 
 from dnnlib import EasyDict, UserError, download
-from dnnlib.cli import CommaList, run_command
+from dnnlib.cli import USER_ERROR, CommaList, run_command
 from dnnlib.files import beginning_of_names
 from metrics import registry, report
 from metrics.collectors import Rows
 from metrics.detectors import detector_name, get_detector, trust_detector
 from metrics.feature_cache import FeatureCache
-from metrics.feature_files import FeatureFile, check_feature_path, is_feature_file, load_features, save_features
+from metrics.feature_files import FeatureFile, check_feature_path, save_features
 from metrics.features import succeed_together
+from metrics.runs import OPTIONS_FILE
 from metrics.sources import DataSide, FileSide, GeneratorSide, Images, PassOptions, Side, check_sizes
-from torch_utils.distributed import MESSAGE_TIMEOUT, broadcast_object, own_device
+from torch_utils import distributed, slurm
+from torch_utils.distributed import broadcast_object
 from training.config import choose_device
 from training.dataset import ImageFolderDataset, data_to_compare
-from training.networks import load_network
-from training.run_files import BEST_LINK
+from training.metric_sides import find_networks, generator_side, load_generator_and_data, open_side
+from training.options import DEVICES
 
-DATASET_OPTIONS = ("path", "use_labels", "max_size", "xflip", "random_seed")
-NETWORK_SUFFIXES = (".safetensors", ".pkl")
 MAX_SHOWN = 50_000  # images of a side that `show` looks through
-REAL_STREAM = 1  # so that a network on the real side shares no latent with one on the other
 
 
 @click.group(invoke_without_command=True)
@@ -54,8 +50,8 @@ REAL_STREAM = 1  # so that a network on the real side shares no latent with one 
 @click.option("--samples", help="Generated images whose features are saved", type=click.IntRange(min=2), default=50_000, show_default=True)
 @click.option("--data", help="Data set to compare with, folder or zip  [default: the network's own]", metavar="PATH")
 @click.option("--mirror", help="Whether mirrored copies count as data for fid50k, kid50k, pr50k3  [default: as in training]", type=bool)
-@click.option("--gpus", help="Number of processes; more than 1 through torchrun", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--device", help="Where to compute", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--gpus", help="Number of processes; more than 1 through torchrun or srun", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--device", help="Where to compute", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--detector", help="inception, vgg16, embedded or a TorchScript file  [default: each metric's own]", metavar="NAME|PATH")
 @click.option("--trust-detector", help="Run the file of --detector, now and later: TorchScript is a program", is_flag=True)
 @click.option("--metric-seed", help="Seed of latents, labels and subsets", type=click.IntRange(min=0), default=0, show_default=True)
@@ -78,17 +74,18 @@ def main(context: click.Context, **options: Any) -> None:
     if opts.trust_detector:
         trust_detector(opts.detector)
     opts.specs = registry.parse_metrics(opts.metrics, opts.detector)
-    opts.run_on = _start(opts.device, opts.gpus)
+    slurm.adopt_step()
+    _check_processes(opts.gpus)
+    opts.run_on = distributed.join(choose_device(opts.device))
     try:
-        if opts.save_features:
-            _save(opts)
-        elif opts.network:
-            _measure_networks(opts)
-        else:
-            _compare(opts)
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        opts.log = _print_to_stderr if opts.verbose and distributed.rank() == 0 else None
+        opts.cache = FeatureCache(enabled=not opts.no_cache, log=opts.log)
+        work = _save if opts.save_features else _measure_networks if opts.network else _compare
+        work(opts)
+    except BaseException as error:
+        distributed.leave(error, code=USER_ERROR if isinstance(error, UserError) else 1)
+        raise
+    distributed.leave()
 
 
 def _check_choice(opts: EasyDict) -> None:
@@ -104,81 +101,29 @@ def _check_choice(opts: EasyDict) -> None:
         raise UserError("nothing to measure: give --network, or --real and --fake; `calc_metrics.py --help` shows all options")
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", 0))
+def _check_processes(gpus: int) -> None:
+    """Raises UserError if --gpus asks for several processes and torchrun or srun has started another number."""
+    found = distributed.announced_world_size()
+    if gpus not in (1, found):
+        raise UserError(f"--gpus={gpus} needs that many processes, found {found}; start it by `torchrun --nproc-per-node={gpus} calc_metrics.py ...`")
 
 
-def _start(device: str, gpus: int) -> torch.device:
-    """Chooses the device and joins the other processes where torchrun started some."""
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    if gpus > 1 and ranks != gpus:
-        raise UserError(f"--gpus={gpus} needs that many processes, found {ranks}; start it by `torchrun --nproc-per-node={gpus} calc_metrics.py ...`")
-    chosen = own_device(choose_device(device))
-    if ranks > 1:
-        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=MESSAGE_TIMEOUT)
-    return chosen
-
-
-def _log(opts: EasyDict) -> Callable[[str], None] | None:
-    """Where lines about the cache and the progress go."""
-    return (lambda text: print(text, file=sys.stderr, flush=True)) if opts.verbose and _rank() == 0 else None
-
-
-def _cache(opts: EasyDict) -> FeatureCache:
-    return FeatureCache(enabled=not opts.no_cache, log=_log(opts))
+def _print_to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _say(opts: EasyDict, text: str) -> None:
-    log = _log(opts)
-    if log is not None:
-        log(text)
+    if opts.log is not None:
+        opts.log(text)
 
 
 # Networks against their data sets.
 
 
-def find_networks(given: str) -> list[str]:
-    """The network files that --network names: itself, those of a run directory, or those that a pattern matches, by directory and kimg.
-
-    Raises:
-        UserError: a directory or a pattern without networks.
-    """
-    if download.is_url(given):
-        return [given]
-    if os.path.isfile(given):
-        return [_itself(given)]
-    places = [given] if os.path.isdir(given) else sorted(glob.glob(given))
-    if not places and not glob.has_magic(given):
-        return [given]  # reading it will tell what is wrong with it
-    found = []
-    for place in places:
-        if not os.path.isdir(place):
-            found += [place] if place.endswith(NETWORK_SUFFIXES) else []
-            continue
-        there = [path for suffix in NETWORK_SUFFIXES for path in glob.glob(os.path.join(glob.escape(place), f"network-snapshot-*{suffix}"))]
-        # The best is one of the others; where links have become files, as in a copy from another machine, nothing says which.
-        found += [path for path in there if os.path.basename(path) != BEST_LINK] or there
-    if not found:
-        raise UserError(f"--network={given} holds no network-snapshot-*.safetensors or .pkl; give a network, a run directory, or a pattern of these")
-    return sorted(set(map(_itself, found)), key=lambda path: (os.path.dirname(path), _kimg(path), path))
-
-
-def _itself(path: str) -> str:
-    """The snapshot that network-snapshot-best.safetensors leads to, so that it is measured under its own name and once."""
-    if os.path.basename(path) != BEST_LINK or not os.path.islink(path):
-        return path
-    return os.path.join(os.path.dirname(path), os.path.basename(os.readlink(path)))
-
-
-def _kimg(path: str) -> int:
-    numbers = re.findall(r"\d+", pathlib.Path(path).stem)
-    return int(numbers[-1]) if numbers else 0
-
-
 def _measure_networks(opts: EasyDict) -> None:
     """Measures every network that --network names; of a run directory or pattern, those that have their lines already are passed over."""
     registry.check_detectors(opts.specs)
-    paths = broadcast_object(find_networks(opts.network) if _rank() == 0 else None)
+    paths = broadcast_object(find_networks(opts.network) if distributed.rank() == 0 else None)
     real_side = functools.lru_cache(maxsize=1)(functools.partial(_training_data, opts))  # snapshots of a run share features of real images
     resuming = not download.is_url(opts.network) and not os.path.isfile(opts.network)  # a single network was meant to be measured
     failed = []
@@ -197,20 +142,20 @@ def _measure_networks(opts: EasyDict) -> None:
 
 
 def _training_data(opts: EasyDict, kwargs: tuple) -> DataSide:
-    return DataSide(lambda **overrides: data_to_compare(**{**dict(kwargs), **overrides}), cache=_cache(opts))
+    return DataSide(lambda **overrides: data_to_compare(**{**dict(kwargs), **overrides}), cache=opts.cache)
 
 
 def _measure_network(opts: EasyDict, path: str, real_side: Callable[[tuple], DataSide], resuming: bool) -> None:
     """Measures one network, prints what comes out, and keeps it where the network lies in a run directory."""
 
     def open_sides() -> tuple[DataSide, GeneratorSide]:
-        G, kwargs = _load(path, opts.run_on, opts.data, opts.mirror)
+        G, kwargs = load_generator_and_data(path, opts.run_on, opts.data, opts.mirror)
         real = real_side(tuple(kwargs.items()))
-        return real, _generator_side(opts, G, real.dataset(), given=ImageFolderDataset(**kwargs))
+        return real, generator_side(opts, G, real.dataset(), given=ImageFolderDataset(**kwargs))
 
     real, fake = succeed_together(open_sides)
     run_dir = pathlib.Path(path).parent
-    in_run = not download.is_url(path) and (run_dir / "training_options.json").is_file()
+    in_run = not download.is_url(path) and (run_dir / OPTIONS_FILE).is_file()
     names = opts.metrics
     if resuming and in_run:
         names = _still_to_do(opts, real, fake, path)
@@ -227,52 +172,16 @@ def _still_to_do(opts: EasyDict, real: Side, fake: Side, path: str) -> list[str]
     return broadcast_object(todo)
 
 
-def _load(network: str, device: torch.device, data: str | None, mirror: bool | None) -> tuple[torch.nn.Module, dict]:
-    """The averaged generator of a network file or URL, and the arguments of the data set to compare it with."""
-    networks = _load_networks(network)
-    return networks.G_ema.to(device), _dataset_kwargs(networks.meta, networks.G_ema, data, mirror)
-
-
-def _load_networks(network: str) -> EasyDict:
-    networks = load_network(download.fetch(network))
-    if "G_ema" not in networks:
-        raise UserError(f"--network={network} holds no generator G_ema; give a snapshot that train.py wrote, or a StyleGAN2-ADA .pkl")
-    return networks
-
-
-def _dataset_kwargs(meta: dict, G: torch.nn.Module, data: str | None, mirror: bool | None) -> dict:
-    """Arguments of the data set: those of the training, changed by --data and --mirror."""
-    trained_on = meta.get("training_set_kwargs") or {}
-    kwargs = {key: trained_on[key] for key in DATASET_OPTIONS if key in trained_on}
-    if data is not None:
-        kwargs = {"path": data, "xflip": kwargs.get("xflip", False)}
-    if "path" not in kwargs:
-        raise UserError("--data is missing, and the network does not name the data set it was trained on; give a folder or zip")
-    kwargs["use_labels"] = G.c_dim > 0
-    if mirror is not None:
-        kwargs["xflip"] = mirror
-    return kwargs
-
-
-def _whole_dataset(kwargs: dict) -> ImageFolderDataset:
-    """The data set, also of a network that learned a part of it: whichever way a network is named, its labels are drawn from all of them."""
-    return ImageFolderDataset(**{**kwargs, "max_size": None, "xflip": False})
-
-
-def _generator_side(opts: EasyDict, G: torch.nn.Module, labels: Any, **options: Any) -> GeneratorSide:
-    return GeneratorSide(G, labels, opts.run_on, seed=opts.metric_seed, batch_detector=opts.batch, **options)
-
-
 def _lines(opts: EasyDict, names: list[str], real: Side | None, fake: Side) -> list[dict]:
     """Measures, with what the options say about how."""
-    chatty = _log(opts) is not None
-    how = {"device": opts.run_on, "detector": opts.detector, "metric_seed": opts.metric_seed, "batch_detector": opts.batch, "progress": chatty}
+    how = {"device": opts.run_on, "detector": opts.detector, "metric_seed": opts.metric_seed, "batch_detector": opts.batch}
+    how["progress"] = opts.log is not None
     return registry.compare(names, real=real, fake=fake, **how)
 
 
 def _publish(lines: list[dict], network: str | None, run_dir: pathlib.Path | None, sides: dict[str, str] | None = None) -> None:
     """Prints the table and the JSON lines, and keeps the lines in a run directory where there is one."""
-    if _rank() != 0:
+    if distributed.rank() != 0:
         return
     stamped = [report.stamp_line(line, network, run_dir, sides) for line in lines]
     if stamped:
@@ -281,43 +190,6 @@ def _publish(lines: list[dict], network: str | None, run_dir: pathlib.Path | Non
         print(json.dumps(line), flush=True)
         if run_dir is not None:
             report.write_line(line, run_dir)
-
-
-# Any two sides.
-
-
-def open_side(opts: EasyDict, given: str, role: str, needs_labels: bool = False) -> Side:
-    """A side of a comparison: a folder or zip of images, a feature file, or a network.
-
-    Args:
-        opts: options of the command; `run_on` is the device.
-        given: what --real or --fake names; role: "real" or "fake".
-        needs_labels: whether labels that do not fit the images are an error; else such images are taken without labels.
-
-    Raises:
-        UserError: none of these, or one that cannot be read.
-    """
-    name = f"--{role}={given}"
-    path = pathlib.Path(given)
-    if path.is_dir() or path.suffix.lower() == ".zip":
-        dataset = data_to_compare(path=given, any_size=True)
-        if needs_labels and dataset.labels_in_file and not dataset.has_labels:
-            dataset = ImageFolderDataset(given, use_labels=True, any_size=True)  # which tells what is wrong with them
-        return DataSide(lambda **overrides: dataset, name, _cache(opts))
-    if path.is_file() and is_feature_file(path):
-        return FileSide(load_features(path))
-    if path.suffix not in NETWORK_SUFFIXES and not download.is_url(given):
-        raise UserError(f"{name} is no folder or .zip of images, no network (.safetensors, .pkl) and no feature file")
-    local = download.fetch(given)
-    networks = _load_networks(str(local))
-    G = networks.G_ema.to(opts.run_on)
-    labels = trained_on = None
-    if G.c_dim > 0:
-        kwargs = _dataset_kwargs(networks.meta, G, opts.data, None)
-        labels, trained_on = _whole_dataset(kwargs), ImageFolderDataset(**kwargs)
-    fingerprint = download.file_digest(local) if role == "real" else "generator"
-    stream = REAL_STREAM if role == "real" else 0
-    return _generator_side(opts, G, labels, given=trained_on, name=name, stream=stream, fingerprint=fingerprint)
 
 
 def _follow_files(opts: EasyDict, sides: list[Side]) -> None:
@@ -353,12 +225,12 @@ def _save(opts: EasyDict) -> None:
     if isinstance(side, FileSide):
         raise UserError(f"--{role}={opts[role]} is a feature file already; name the images")
     detector = get_detector(detectors[0], opts.run_on)
-    want = side.want(detector, Rows, side.available() or opts.samples, sampled=False)
-    tensors = side.collect({want: detector}, PassOptions(opts.batch, opts.run_on, workers=3, progress=_log(opts) is not None))
-    if _rank() == 0:
-        labels = side.labels(want)
-        facts = {"detector": detector_name(detectors[0]), "digest": detector.digest, "resize": detector.resize, "source": want.source}
-        file = FeatureFile(path, tensors[want]["rows"], labels if labels.shape[1] else None, **facts, image_size=side.image_size())
+    request = side.request(detector, Rows, side.available() or opts.samples, sampled=False)
+    tensors = side.collect({request: detector}, PassOptions(opts.batch, opts.run_on, workers=3, progress=opts.log is not None))
+    if distributed.rank() == 0:
+        labels = side.labels(request)
+        facts = {"detector": detector_name(detectors[0]), "digest": detector.digest, "resize": detector.resize, "source": request.source}
+        file = FeatureFile(path, tensors[request]["rows"], labels if labels.shape[1] else None, **facts, image_size=side.image_size())
         save_features(file)
         print(f"{path}: {len(file.rows):,} features of {file.rows.shape[1]} dimensions by {detector.name} of {opts[role]}")
 
@@ -397,7 +269,7 @@ def plot(runs: tuple[str, ...], out: str, title: str, names: list[str] | None, s
 @click.option("--samples", help="Images of either side at most  [default: 50,000 real ones, and as many of --fake]", type=click.IntRange(min=2))
 @click.option("--count", help="Pairs of images on a sheet", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--nearest-k", help="Neighbours that set a radius", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--device", help="Where to compute", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--device", help="Where to compute", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--metric-seed", help="Seed of latents and labels", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--batch", help="Images per detector call", type=click.IntRange(min=1), default=64, show_default=True)
 def show(**options: Any) -> None:
@@ -405,7 +277,7 @@ def show(**options: Any) -> None:
     from metrics.show import make_sheets  # here, because measuring does without
 
     stem = beginning_of_names(options["out"], "--out")
-    opts = EasyDict(options, verbose=False, no_cache=False, run_on=_start(options["device"], 1))
+    opts = EasyDict(options, run_on=choose_device(options["device"]), cache=FeatureCache())
     if opts.trust_detector:
         trust_detector(opts.detector)
     detector = get_detector(opts.detector, opts.run_on)
@@ -417,11 +289,11 @@ def show(**options: Any) -> None:
     # The real images are those of a coverage of as many, so that features which it left in the cache serve again.
     counts = {"real": min(opts.samples or MAX_SHOWN, sides["real"].available() or MAX_SHOWN)}
     counts["fake"] = min(opts.samples or counts["real"], sides["fake"].available() or MAX_SHOWN)
-    wants = {role: side.want(detector, Rows, counts[role], sampled=True) for role, side in sides.items()}
+    requests = {role: side.request(detector, Rows, counts[role], sampled=True) for role, side in sides.items()}
     how = PassOptions(opts.batch, opts.run_on, workers=3)
-    features = [side.collect({wants[role]: detector}, how)[wants[role]]["rows"] for role, side in sides.items()]
-    images = [Images(side, wants[role]) for role, side in sides.items()]
-    numbers = wants["real"].indices(), wants["fake"].indices()
+    features = [side.collect({requests[role]: detector}, how)[requests[role]]["rows"] for role, side in sides.items()]
+    images = [Images(side, requests[role]) for role, side in sides.items()]
+    numbers = requests["real"].indices(), requests["fake"].indices()
     made_by = {"numbers": numbers, "fake_name": pathlib.PurePath(opts.fake).name, "device": opts.run_on}
     for path in make_sheets(*images, *features, k=opts.nearest_k, out=stem, count=opts.count, **made_by):
         print(path)

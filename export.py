@@ -15,10 +15,10 @@ from dnnlib import UserError, atomic_path
 from dnnlib.cli import run_command
 from torch_utils.layers import float32_copy
 from torch_utils.ops import backend
+from training.generator_cli import load_generator, writable_folder
 from training.networks import Generator
 from training.plain_generator import PlainGenerator, PlainUnconditionalGenerator
 from training.sampling import one_hot, seed_latents
-from training.trained import load_generator, writable_folder
 
 FORMATS = ("onnx", "torchscript")
 OPSET = 17  # of ONNX: known to every runtime since 2022, and more than these networks need

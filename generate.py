@@ -12,11 +12,11 @@ import torch
 from dnnlib import EasyDict, UserError
 from dnnlib.cli import IntRangeList, run_command
 from training.config import choose_device
+from training.generator_cli import check_truncation, chosen_class, load_generator, progress, writable_folder
 from training.images import check_animation_path, enlarge, save_image_grid, save_png, write_animation
 from training.options import DEVICES
 from training.projection import read_projection
 from training.sampling import Renderer, default_batch, one_hot, plan_sheet, seed_latents, walk_latents, walk_ws
-from training.trained import check_truncation, chosen_class, load_generator, progress, writable_folder
 
 SMALLEST_FRAME = 256
 

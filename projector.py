@@ -12,9 +12,11 @@ import torch
 import tqdm
 
 from dnnlib import EasyDict, UserError, atomic_path
-from dnnlib.cli import run_command
+from dnnlib.cli import MAX_SEED, run_command
 from metrics.detectors import trust_detector
+from torch_utils.pixels import from_uint8
 from training.config import choose_device
+from training.generator_cli import chosen_class, load_generator, progress, writable_folder
 from training.image_store import load_pixels, open_image, upright
 from training.images import PIL_MODES, check_animation_path, enlarge, save_png, write_animation
 from training.networks import Generator
@@ -22,7 +24,6 @@ from training.options import DEVICES
 from training.perceptual import perceptual_distance
 from training.projection import Projection, Settings, project
 from training.sampling import Renderer, default_batch, one_hot
-from training.trained import chosen_class, load_generator, progress, writable_folder
 
 VIDEO_FPS = 30
 SMALLEST_FRAME = 256
@@ -32,7 +33,7 @@ SMALLEST_FRAME = 256
 @click.option("--network", help="Network: a snapshot (.safetensors) or a StyleGAN2-ADA .pkl, as file or URL", metavar="FILE|URL", required=True)
 @click.option("--target", help="Picture to project; its middle square is brought to the network's size", metavar="FILE", required=True)
 @click.option("--num-steps", help="Steps of the search", type=click.IntRange(min=1), default=Settings.num_steps, show_default=True)
-@click.option("--seed", help="Seed of the search", type=click.IntRange(0, 2**32 - 1), default=Settings.seed, show_default=True)
+@click.option("--seed", help="Seed of the search", type=click.IntRange(0, MAX_SEED), default=Settings.seed, show_default=True)
 @click.option("--save-video", help="A video of the search, proj.mp4  [default: if imageio-ffmpeg is installed]", type=bool)
 @click.option("--outdir", help="Where to write", metavar="DIR", required=True)
 @click.option("--class", "class_index", help="Class, for a network with labels", type=click.IntRange(min=0))
@@ -58,7 +59,7 @@ def main(**options) -> None:
     distance = perceptual_distance(opts.distance, device)
     outdir = writable_folder(opts.outdir)
     c = one_hot([opts.class_index], G.c_dim)[0] if G.c_dim > 0 else None
-    target = picture.to(torch.float32) / 127.5 - 1
+    target = from_uint8(picture)
     start = time.monotonic()
     with tqdm.tqdm(total=opts.num_steps, unit="step", leave=False, disable=None) as bar:
 

@@ -14,6 +14,7 @@ those on images, which a budget goes with, `experiments.images`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -29,10 +30,11 @@ from experiments.images import show
 from experiments.images.adopt import adopt as adopt_runs
 from experiments.images.budgets import BUDGETS
 from experiments.images.experiments import EXPERIMENTS as IMAGE_EXPERIMENTS
-from experiments.images.launchers import local_slots
-from experiments.images.plan import RUNS, Choice, make_plan, plan_path, read_plans, remember_plan, write_keys
+from experiments.images.folder_lock import hold
+from experiments.images.launchers import Slots, local_slots
+from experiments.images.plan import RUNS, Choice, Plan, make_plan, plan_path, read_plans, remember_plan, write_keys
 from experiments.images.probe import places, probe
-from experiments.images.results import load_run, load_tables
+from experiments.images.results import load_run, load_tables, unusable, without_copies
 from experiments.images.run import LAUNCHERS, How, check_can_make, planned_run, run_plan, signals_as_interrupt
 from experiments.images.speed import Speed
 from experiments.images.work import make_run
@@ -68,7 +70,9 @@ main = click.Group("reproduce", help="Reproduces the paper's tables and figures,
 
 
 def log_into(out: pathlib.Path) -> Logger:
-    """Makes the folder, and copies what is printed to its log. Raises UserError if it cannot be made."""
+    """Makes the folder, and copies what is printed to its log. Raises UserError if it cannot be made, or its name cannot be printed."""
+    if not str(out).isprintable():
+        raise UserError(f"--out={str(out)!r} has characters that cannot be printed; give a folder of another name")
     make_folder(out, named=f"--out={out}")
     return Logger(out / LOG_FILE)
 
@@ -158,7 +162,7 @@ def run_images(choice: Choice, how: How) -> int:
         if failures:
             print(f"{len(failures)} run(s) failed; the same command goes on with them and leaves alone what is done.")
         else:
-            print(f"All is measured. `python reproduce.py report --out={choice.out}` makes the page.")
+            print(f"All is measured. `python reproduce.py report --out={shlex.quote(str(choice.out))}` makes the page.")
     return 1 if failures else 0
 
 
@@ -181,13 +185,27 @@ def plan(names: tuple[str, ...], budget: str | None, seeds: int | None, out: pat
     with log_into(out):
         made = make_plan(Choice(names, budget, out, where["data"], seeds, where["device"], where["gpus"], where["precision"]))
         speed = Speed(out)
-        slots = places(made, workers, speed, say, measure=not no_probe) if has_devices(made.choice, workers) else ()
-        if slots and not no_probe:
-            probe(made, speed, slots[0], say)
+        slots = find_places(made, workers, speed, measure=not no_probe) if has_devices(made.choice, workers) else ()
         at_once = len(slots) or workers or 1
         print(show.show_plan(made, speed, at_once))
         remember_plan(made, show.training_left(made, speed, at_once))
         print(f"The keys of these runs are in {write_keys(made)}.")
+
+
+def find_places(made: Plan, workers: int | None, speed: Speed, measure: bool) -> Slots:
+    """Where this machine makes a plan's runs, with the speed measured if that is asked for; not beside runs that would be measured with it."""
+    with contextlib.ExitStack() as held:
+        if measure:
+            try:
+                held.enter_context(hold(made.choice.out, f"--out={made.choice.out}"))
+            except UserError as error:
+                say(f"Speeds are not measured now: {error}")
+                measure = False
+        held.enter_context(signals_as_interrupt())
+        slots = places(made, workers, speed, say, measure=measure)
+        if measure:
+            probe(made, speed, slots[0], say)
+        return slots
 
 
 def has_devices(choice: Choice, workers: int | None) -> bool:
@@ -305,13 +323,18 @@ def archive(out: pathlib.Path, to: pathlib.Path) -> None:
 def write_page(runs: tuple[pathlib.Path, ...], out: pathlib.Path) -> None:
     """Writes the page of given runs, or else of the tables planned in `out`, and prints the verdicts."""
     from experiments.report.page import make_page  # here, because nothing else needs it
+    from experiments.report.studies import collect
 
     tables = [] if runs else load_tables(out)
     for table in tables:
         for verdict in table.claims:
             word = {True: "holds", False: "does not hold", None: "undecided"}[verdict.holds]
             click.echo(f"{table.name}, {table.budget_name} budget: {verdict.id} {word}. {verdict.statement} {verdict.text}")
-    click.echo(make_page(tables, [load_run(path) for path in runs], out))
+    shown, notices = without_copies([load_run(path) for path in runs])
+    notices += [sentence for run in collect(tables, shown) for sentence in unusable(run)]
+    for sentence in notices:
+        click.echo(f"Note: {sentence}.")
+    click.echo(make_page(tables, shown, out))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import torch
 from dnnlib import EasyDict, UserError
 from dnnlib.cli import IntRangeList, run_command
 from training.config import choose_device
+from training.generator_cli import check_truncation, chosen_class, load_generator, progress, writable_folder
 from training.images import save_image_grid, save_png
 from training.options import DEVICES
 from training.sampling import Renderer, default_batch, mix_styles, one_hot, seed_latents
-from training.trained import check_truncation, chosen_class, load_generator, progress, writable_folder
 
 DEFAULT_STYLES = range(7)
 

@@ -26,7 +26,7 @@ from dnnlib.signals import exit_code
 from metrics.detectors import trust_detector
 from metrics.registry import check_detectors, parse_metrics
 from torch_utils import distributed, slurm
-from training import config
+from training import config, run_names
 from training.boards import import_wandb
 from training.options import GroupedCommand, Options, add_options
 from training.run_files import RunDir, as_easydict
@@ -51,10 +51,10 @@ def check_resume(source: str | None) -> None:
 
 
 def check_processes(num_gpus: int, device: torch.device) -> None:
-    """Raises UserError if this machine cannot run so many ranks on devices of this kind, or were started in another number."""
+    """Raises UserError if the ranks were started in another number, or this machine has fewer devices of this kind than are to be."""
     if distributed.launched():
-        if distributed.announced_world_size() != num_gpus:
-            raise UserError(f"--gpus={num_gpus}, but torchrun or srun started {distributed.announced_world_size()} processes")
+        if (found := distributed.announced_world_size()) != num_gpus:
+            raise UserError(f"--gpus={num_gpus}, but torchrun or srun started {found} processes; start {num_gpus} of them")
         return
     here = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, num_gpus)
     if num_gpus > here:
@@ -75,8 +75,8 @@ def configure(options: Options, typed: set[str], device: torch.device) -> EasyDi
     check_outdir(options.outdir)
     data = inspect_data(options)
     args = config.resolve(options, typed, data, device)
-    named = config.is_run_name(options.outdir)
-    args.run_dir = options.outdir if named else config.next_run_dir(options.outdir, config.run_description(options, typed, data))
+    named = run_names.is_run_name(options.outdir)
+    args.run_dir = options.outdir if named else run_names.next_run_dir(options.outdir, run_names.run_description(options, typed, data.name))
     return args
 
 
@@ -86,7 +86,7 @@ def own_run_dir(args: EasyDict, outdir: str | None) -> Iterator[None]:
     if os.path.abspath(args.run_dir) == os.path.abspath(outdir or args.run_dir) or not distributed.announced_first():
         yield
         return
-    with config.reserved_run_dir(outdir, os.path.basename(args.run_dir).partition("-")[2]) as args.run_dir:
+    with run_names.reserved_run_dir(outdir, os.path.basename(args.run_dir).partition("-")[2]) as args.run_dir:
         yield
 
 
@@ -116,7 +116,7 @@ def open_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.device]
     others = sorted(typed - {"continue_run", "kimg", "data", "dry_run", "gpus", "rank_timeout", "trust_detector"})
     if others:
         raise UserError(f"--continue-run takes all options but --kimg and --data from the run folder; leave out --{others[0].replace('_', '-')}")
-    run, args = RunDir.open(options.continue_run)
+    run, args = RunDir.open(options.continue_run, "--continue-run")
     args.run_dir = str(run.path)
     if "data" in typed:
         args.training_set_kwargs.path = options.data  # it may have moved; its digest is compared later
@@ -133,7 +133,7 @@ def reopen_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.devic
     Raises:
         UserError: a setting that matters is another one; names the first.
     """
-    run, found = RunDir.open(options.outdir)
+    run, found = RunDir.open(options.outdir, "--outdir")
     if options.device not in ("auto", found.device):
         raise UserError(f"--device={options.device}: the run in {run.path} was started on {found.device}, which an exact continuation keeps")
     again = dataclasses.replace(options, device=found.device)
@@ -184,7 +184,7 @@ def main(**given) -> int:
         print(f"{args.run_dir} is finished: {args.total_kimg} kimg.")
         return 0
     if not os.path.exists(path := args.training_set_kwargs.get("path", "")):  # a new run's has been opened already
-        raise UserError(f"--continue-run={args.run_dir}: its data set {path} is not there; say with --data where it is now")
+        raise UserError(f"{args.run_dir}: its data set {path} is not there; say with --data where it is now")
     check_processes(args.num_gpus, device)
     if args.get("wandb"):
         import_wandb(args.wandb)

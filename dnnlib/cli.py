@@ -13,6 +13,7 @@ from dnnlib.errors import UserError
 from dnnlib.log import say_at_last
 
 MAX_RANGE = 10_000_000
+MAX_SEED = 2**32 - 1  # what numpy takes
 USER_ERROR = 2  # exit code
 
 

@@ -26,6 +26,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write_text
 
 ATTEMPTS = 3
+TIMEOUT = 30.0  # seconds without a byte after which a connection counts as broken
 CHUNK_BYTES = 1 << 16  # what a torn transfer loses at most
 MIRRORS_VARIABLE = "DNNLIB_MIRRORS"
 MAX_BYTES = 1 << 33  # far more than any network or detector has; a server that never ends would fill the disk
@@ -70,7 +71,7 @@ def fetch(
     *,
     cache_dir: str | os.PathLike | None = None,
     digest: str | None = None,
-    timeout: float = 30.0,
+    timeout: float = TIMEOUT,
     verbose: bool = True,
 ) -> pathlib.Path:
     """A local file for a URL or a path; URLs are downloaded once and verified whenever they come from the cache.
@@ -99,7 +100,7 @@ def fetch(
     return _fetch_into(target, _Download(url, [url], target, digest, timeout, verbose))
 
 
-def fetch_published(name: str, bases: Sequence[str], *, digest: str | None = None, timeout: float = 30.0) -> pathlib.Path:
+def fetch_published(name: str, bases: Sequence[str], *, digest: str | None = None) -> pathlib.Path:
     """A local file that is published as `base/name`: from a folder in $DNNLIB_MIRRORS, from the cache, or downloaded.
 
     Downloads try the URLs of $DNNLIB_MIRRORS first, then `bases` in order. Wherever the file comes from, the cache keeps it under the URL of
@@ -109,7 +110,6 @@ def fetch_published(name: str, bases: Sequence[str], *, digest: str | None = Non
         name: file name, as under every base.
         bases: http(s) addresses at which the file is published, the original one first.
         digest: SHA-256 that the file must have, in hex.
-        timeout: seconds without a byte after which a connection counts as broken.
 
     Raises:
         UserError: as `fetch`, and for a mirror that is neither a folder nor an http(s) URL.
@@ -122,7 +122,7 @@ def fetch_published(name: str, bases: Sequence[str], *, digest: str | None = Non
     mirrored = [f"{mirror.rstrip('/')}/{name}" for mirror in mirrors if is_url(mirror)]
     target = cached_path(published[0])
     remedy = f", or set {MIRRORS_VARIABLE} to a folder or URL that has {name}"
-    return _fetch_into(target, _Download(published[0], mirrored + published, target, digest, timeout, remedy=remedy))
+    return _fetch_into(target, _Download(published[0], mirrored + published, target, digest, TIMEOUT, remedy=remedy))
 
 
 def user_mirrors() -> list[str]:

@@ -51,15 +51,17 @@ def read_json_lines(path: str | os.PathLike, max_bytes: int = MAX_LINES_BYTES) -
     """
     if not os.path.exists(path):
         return []
-    lines = map(_parsed_line, _read_bounded(path, max_bytes).splitlines())
-    return [line for line in lines if isinstance(line, dict)]
+    lines = map(parse_line, _read_bounded(path, max_bytes).splitlines())
+    return [line for line in lines if line is not None]
 
 
-def _parsed_line(text: bytes) -> Any:
+def parse_line(text: bytes) -> dict[str, Any] | None:
+    """The table that a line says; None where it is torn or says something else."""
     try:
-        return parse_json(text)
+        line = parse_json(text)
     except ValueError:
         return None
+    return line if isinstance(line, dict) else None
 
 
 def _read_bounded(path: str | os.PathLike, max_bytes: int) -> bytes:

@@ -20,16 +20,16 @@ from sklearn.svm import SVC
 from dnnlib import UserError, atomic_write_text
 from dnnlib.cli import run_command
 from dnnlib.download import fetch
+from metrics.runs import OPTIONS_FILE
 from training.config import choose_device
 from training.dataset import ImageFolderDataset, load_array
 from training.networks import load_network
 from training.options import DEVICES
-from training.run_files import OPTIONS_FILE
 from training.sampling import Renderer
 
 RESULT_FILE = "readability.json"
 SVM_PENALTY = 10.0  # names 97% of unseen digits, scikit-learn's default of 1 names 96%
-HELD_OUT = 5  # one image in so many is kept back for the classifier's own accuracy
+HELD_OUT = 5  # one image of this many is kept back for the classifier's own accuracy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ The words and the layout are `experiments.status`' work.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import pathlib
 import shlex
@@ -15,14 +14,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from dnnlib import UserError
-from metrics.runs import direction
+from metrics.runs import OPTIONS_FILE, direction, read_options
 from training.alarm import Setting, find_events, open_alarms
 from training.disk import Sizes, free_bytes, measure_sizes, needed_bytes, snapshots_left
-from training.history import ONE_CLASS, STATS_FILE, History, is_finite, read_history, read_lines, snapshot_kimg, snapshot_moments
-from training.run_files import BEST_FILE, LOG_FILE, OPTIONS_FILE, RunDir
+from training.history import CLASS_OR_WORST, STATS_FILE, History, is_finite, read_history, read_lines, snapshot_kimg, snapshot_moments
+from training.run_files import BEST_FILE, LOG_FILE, RunDir
 
 SIGNS = (STATS_FILE, LOG_FILE, OPTIONS_FILE)
-SILENT_TICKS, SILENT_SECONDS = 3, 60  # a run that says nothing for so many of its ticks and so long besides is taken for stopped
+SILENT_TICKS, SILENT_SECONDS = 3, 60  # a run that says nothing for this many of its ticks and this long besides is taken for stopped
 RECENT = 3  # evaluations that a trend is read off
 FLAT = 0.02  # relative change below which figures count as level
 FIGURE_ORDER = ("fid", "coverage", "recall", "precision", "kid", "collision", "pairing")
@@ -48,7 +47,7 @@ def summarise(path: pathlib.Path, now: float | None = None) -> dict[str, Any]:
         UserError: the path is no run folder.
     """
     check_run(path)
-    options, history, run = read_options(path), read_history(path), RunDir(path)
+    options, history, run = _options_or_empty(path), read_history(path), RunDir(path)
     snapshots = sorted(kimg for file in path.glob("network-snapshot-*") if (kimg := snapshot_kimg(file.name)) is not None)
     theirs = any(path.glob("network-snapshot-*.pkl")) or ("kimg_per_tick" not in options and "device" not in options and bool(options))
     progress = _progress(path, options, history, snapshots, time.time() if now is None else now)
@@ -88,13 +87,12 @@ def check_run(path: pathlib.Path) -> None:
     raise UserError(f"{path} is no run: there is none of {', '.join(SIGNS)} in it, and no snapshot")
 
 
-def read_options(path: pathlib.Path) -> dict[str, Any]:
+def _options_or_empty(path: pathlib.Path) -> dict[str, Any]:
     """The training_options.json of a run, empty where it cannot be read."""
     try:
-        options = json.loads((path / OPTIONS_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_options(path) or {}
+    except UserError:
         return {}
-    return options if isinstance(options, dict) else {}
 
 
 def _get(options: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
@@ -186,7 +184,7 @@ def _last_sign(path: pathlib.Path) -> float | None:
 def _figures(path: pathlib.Path, history: History) -> list[dict[str, Any]]:
     """Last and best value of every figure and where it goes, the best snapshot's figure first."""
     chosen = next((line.get("figure") for line in read_lines(path / BEST_FILE)), None)
-    names = [name for name in history.figures if not ONE_CLASS.search(name)]
+    names = [name for name in history.figures if not CLASS_OR_WORST.search(name)]
     return [_figure(name, history.figures[name]) for name in sorted(names, key=lambda name: (name != chosen, _rank(name), name))]
 
 

@@ -20,7 +20,7 @@ class Collector(Protocol):
         """What was collected, on the CPU."""
 
 
-class Taker:
+class FeatureConsumer:
     """Hands a collector its own rows of a pass.
 
     Args:

@@ -22,9 +22,10 @@ from tqdm import tqdm
 from dnnlib import UserError
 from dnnlib.cores import available_cores
 from dnnlib.workers import ReadAhead
-from metrics.collectors import Taker
+from metrics.collectors import FeatureConsumer
 from metrics.detectors import Detector
 from torch_utils.distributed import gather_objects, rank, world_size
+from torch_utils.pixels import to_uint8
 
 LATENT_BLOCK = 64  # Latents and labels are drawn in blocks of this size, each from its own seed, whatever the batch size or the rank.
 WORKERS_FROM = 4096  # Fewer images than this are read in the process itself: starting workers costs more than it saves.
@@ -126,12 +127,12 @@ class GeneratorSource:
     def _generate(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         images = self.G(z, c, truncation_psi=self.truncation_psi, noise_mode="const")
         self.bad_images = self.bad_images + (~torch.isfinite(images).flatten(1).all(dim=1)).sum()
-        return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+        return to_uint8(images)
 
 
 def run_pass(
     source: Any,
-    detectors: Sequence[tuple[Detector, Sequence[Taker]]],
+    detectors: Sequence[tuple[Detector, Sequence[FeatureConsumer]]],
     *,
     batch: int,
     device: torch.device,
@@ -141,7 +142,7 @@ def run_pass(
 
     Args:
         source: batches(spans) yields uint8 images on `device`; bad_images counts those that were not finite before.
-        detectors: (detector, takers of its features); the detector stops where its last taker does.
+        detectors: (detector, consumers of its features); the detector stops where its last consumer does.
         batch: images per detector call.
         device: of images and detectors.
         progress: name of a progress bar on stderr; None shows none.
@@ -150,14 +151,15 @@ def run_pass(
         UserError: images that cannot be read, a detector that fails on them, or features or images that are not finite; on every rank alike. Any
             other error is raised on its own rank only: it ends the process, and the others learn of it from that.
     """
-    total = max(taker.stop for _, takers in detectors for taker in takers)
+    total = max(consumer.stop for _, consumers in detectors for consumer in consumers)
     own_rank, ranks = rank(), world_size()
     spans = [(first, min(first + batch, total)) for first in range(0, total, batch)]
     rounds = [spans[first : first + ranks] for first in range(0, len(spans), ranks)]
     own = iter(source.batches([spans_of_round[own_rank] for spans_of_round in rounds if own_rank < len(spans_of_round)]))
     with torch.no_grad(), full_precision(), _progress_bar(progress if own_rank == 0 else None, total) as bar:
         for spans_of_round in rounds:
-            looking = [(detector, takers) for detector, takers in detectors if spans_of_round[0][0] < max(taker.stop for taker in takers)]
+            first = spans_of_round[0][0]
+            looking = [(detector, consumers) for detector, consumers in detectors if first < max(consumer.stop for consumer in consumers)]
             rows, failure = [None] * len(looking), None
             try:
                 if own_rank < len(spans_of_round):  # The last round may have fewer batches than there are ranks.
@@ -167,13 +169,13 @@ def run_pass(
                 failure = error
             if _sum_over_ranks(failure is not None, device):
                 raise_together(failure)
-            for (detector, takers), own_rows in zip(looking, rows):
+            for (detector, consumers), own_rows in zip(looking, rows):
                 features = _gather(own_rows, [last - first for first, last in spans_of_round], batch, device)
                 if not torch.isfinite(features).all():
                     raise UserError(f"detector {detector.name} returns features with NaN or infinity; use another file or another --detector")
                 if own_rank == 0:
-                    for taker in takers:
-                        taker.take(features, spans_of_round[0][0])
+                    for consumer in consumers:
+                        consumer.take(features, first)
             bar.update(spans_of_round[-1][1] - spans_of_round[0][0])
     bad_images = _sum_over_ranks(source.bad_images, device)
     if bad_images:

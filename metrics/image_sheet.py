@@ -55,7 +55,7 @@ def draw_sheet(cells: Sequence[tuple[Sequence[Any], Sequence[str]]], heading: Se
 
 
 def _wrap(line: str, font: Any, width: int) -> list[str]:
-    """A line cut at spaces to fit into so many pixels."""
+    """A line cut at spaces to fit into a width in pixels."""
     lines = [""]
     for word in line.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -17,6 +17,7 @@ from metrics.features import GeneratorSource, evaluating, full_precision
 from pairing.losses import infonce
 from pairing.network import MIN_RESOLUTION, PairingNetwork, is_view
 from torch_utils.distributed import rank, world_size
+from torch_utils.pixels import from_uint8
 
 TAU = 0.1
 LEARNING_RATE, BETAS = 0.002, (0.0, 0.99)  # as the pairing network of a training run learns
@@ -108,7 +109,7 @@ def _examples(source: GeneratorSource, count: int, batch: int, image_shape: tupl
         if ranks > 1:
             dist.broadcast(images, src=sender)
         z, _ = source.inputs(*span)
-        yield images.to(torch.float32) / 127.5 - 1, z.to(source.device)
+        yield from_uint8(images), z.to(source.device)
 
 
 def _outcome(source: GeneratorSource, accuracy: torch.Tensor, total: int) -> float:

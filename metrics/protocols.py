@@ -110,7 +110,7 @@ class Protocol:
         return self.max_real != 0
 
     def counts(self, real: int | None, fake: int | None = None) -> tuple[int, int]:
-        """(real, generated) images of this protocol where so many are available; None: as many as wanted, on either side."""
+        """(real, generated) images of this protocol, given how many are available; None: as many as wanted, on either side."""
         num_real = self.num_fake if real is None else real
         num_real = num_real if self.max_real is None else min(num_real, self.max_real)
         if not self.matched:

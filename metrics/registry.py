@@ -21,7 +21,7 @@ from metrics.feature_cache import FeatureCache
 from metrics.features import succeed_together
 from metrics.prdc import coverage_ceiling
 from metrics.protocols import ALIASES, METRICS, Inputs, Protocol
-from metrics.sources import DataSide, FileSide, GeneratorSide, PassOptions, Side, Want, check_sizes, has_flips
+from metrics.sources import DataSide, FeatureRequest, FileSide, GeneratorSide, PassOptions, Side, check_sizes, has_flips
 from torch_utils.distributed import broadcast_object, gather_objects, rank, world_size
 
 
@@ -167,14 +167,14 @@ def planned_protocols(names: Iterable[str], *, real: Side | None, fake: Side, de
 
 @dataclasses.dataclass
 class _Job:
-    """One metric with what it needs from either side; wants are None where it looks at no image of that side through a detector."""
+    """One metric with what it needs from either side; requests are None where it looks at no image of that side through a detector."""
 
     spec: MetricSpec
     detector: Detector | None
     num_real: int
     num_fake: int
-    real: Want | None
-    fake: Want | None
+    real: FeatureRequest | None
+    fake: FeatureRequest | None
 
 
 def _only_on_rank_0(job: _Job) -> bool:
@@ -187,8 +187,8 @@ class _Comparison:
 
     def __init__(self, real: Side | None, fake: Side, device: torch.device, seed: int):
         self.real, self.fake, self.device, self.seed = real, fake, device, seed
-        self.collected_real: dict[Want, dict] = {}
-        self.collected_fake: dict[Want, dict] = {}
+        self.collected_real: dict[FeatureRequest, dict] = {}
+        self.collected_fake: dict[FeatureRequest, dict] = {}
         self.balls: dict[tuple, list[tuple[int, bool]]] = {}
         self.shared: dict[tuple, dict] = {}
 
@@ -226,8 +226,8 @@ class _Comparison:
         for side, count in zip(sides, (num_fake, num_real)):
             if count < 2:
                 raise UserError(f"{spec.name} needs at least 2 images on either side, but {side.name} holds {count}")
-        want = self.real.want(detector, protocol.collect, num_real, protocol.sampled, protocol.keep_flips) if num_real else None
-        return _Job(spec, detector, num_real, num_fake, want, self.fake.want(detector, protocol.collect, num_fake, sampled=True))
+        request = self.real.request(detector, protocol.collect, num_real, protocol.sampled, protocol.keep_flips) if num_real else None
+        return _Job(spec, detector, num_real, num_fake, request, self.fake.request(detector, protocol.collect, num_fake, sampled=True))
 
     def _check(self, spec: MetricSpec, sides: list[Side | None]) -> None:
         """Raises UserError where a metric does not make sense for what is compared."""
@@ -247,7 +247,7 @@ class _Comparison:
             side.check_classes()
 
     def collect(self, jobs: list[_Job], options: PassOptions) -> None:
-        """Fills the wants of all jobs by one pass over each side."""
+        """Fills the requests of all jobs by one pass over each side."""
         for job in jobs:
             if job.spec.protocol.k is not None:
                 self.balls.setdefault((job.real, job.fake), []).append((job.spec.protocol.k, job.spec.protocol.closed))
@@ -328,8 +328,8 @@ class _Comparison:
         return record
 
 
-def _choice(want: Want | None) -> str:
-    return "random" if want is not None and want.population else "first"
+def _choice(request: FeatureRequest | None) -> str:
+    return "random" if request is not None and request.population else "first"
 
 
 def _load_detector(spec: MetricSpec, sides: list[Side], device: torch.device) -> Detector | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from dnnlib import UserError
 from dnnlib.format import format_time
-from dnnlib.json_files import parse_json
+from dnnlib.json_files import parse_line, read_json_lines
 
 NOTES = ("chance", "among_real")  # in the protocol of a line: what its figures are read against, no part of how they were measured
 CODE_VERSION = "0.1.0"  # Of the measuring code: raise it when a figure of the same network and data would come out differently.
@@ -51,8 +52,16 @@ def is_measured(run_dir: str | os.PathLike, metric: str, snapshot: str, protocol
     Raises:
         UserError: the file cannot be read.
     """
-    own = [line for line in _lines(lines_path(run_dir, metric)) if line.get("snapshot_pkl") == snapshot]
+    own = [line for line in read_lines(run_dir, metric) if line.get("snapshot_pkl") == snapshot and is_finite(line)]
     return bool(own) and without_notes(own[-1].get("protocol")) == without_notes(json.loads(json.dumps(protocol)))
+
+
+def is_finite(line: Mapping[str, Any]) -> bool:
+    """Whether all figures of a line are numbers, which those of a network that diverged need not be."""
+    results = line.get("results")
+    if not isinstance(results, Mapping):
+        return False
+    return all(isinstance(value, int | float) and abs(value) < math.inf for value in results.values())
 
 
 def without_notes(protocol: Any) -> Any:
@@ -66,24 +75,18 @@ def has_line(run_dir: str | os.PathLike, metric: str, snapshot: str) -> bool:
     Raises:
         UserError: the file cannot be read.
     """
-    return any(line.get("snapshot_pkl") == snapshot for line in _lines(lines_path(run_dir, metric)))
+    return any(line.get("snapshot_pkl") == snapshot for line in read_lines(run_dir, metric))
 
 
-def _lines(path: pathlib.Path) -> list[dict]:
-    """The lines of a file; empty ones for those that are damaged, none where it is missing. Raises UserError if it cannot be read."""
+def read_lines(run_dir: str | os.PathLike, metric: str) -> list[dict]:
+    """The lines of a metric that a run directory holds, without damaged ones. Raises UserError if the file cannot be read."""
+    path = lines_path(run_dir, metric)
     try:
-        return [_parsed(text) for text in path.read_bytes().splitlines()] if path.is_file() else []
+        return read_json_lines(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _parsed(text: bytes) -> dict:
-    """The line that a text is, or an empty one where it is none or damaged."""
-    try:
-        line = parse_json(text)
-    except ValueError:
-        return {}
-    return line if isinstance(line, dict) else {}
+    except ValueError as error:
+        raise UserError(f"cannot read {path}: it is {error}; move it away") from error
 
 
 def write_line(line: dict, run_dir: str | os.PathLike) -> pathlib.Path:
@@ -96,9 +99,9 @@ def write_line(line: dict, run_dir: str | os.PathLike) -> pathlib.Path:
     try:
         before, separator, last = path.read_bytes().rpartition(b"\n") if path.is_file() else (b"", b"", b"")
         with open(path, "ab") as handle:
-            if last and not _parsed(last):  # what a killed process left
+            if last and not parse_line(last):  # what a killed process left
                 handle.truncate(len(before) + len(separator))
-            handle.write(b"\n" * bool(_parsed(last)) + json.dumps(line).encode() + b"\n")
+            handle.write(b"\n" * bool(parse_line(last)) + json.dumps(line).encode() + b"\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path

@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from metrics.report import without_notes
 OPTIONS_FILE = "training_options.json"
 SEED = "random_seed"
 DATA_PATH = "training_set_kwargs.path"
-# How long a run is, what it writes and measures, and where; none of it changes the networks after so and so many images.
+# How long a run is, what it writes and measures, and where; none of it changes the networks after a given number of images.
 BOOKKEEPING = {SEED, "run_dir", "metrics", "detector", "metric_seed", "keep_snapshots", "best_metric", "wandb", "data_loader_kwargs"}
 BOOKKEEPING |= {"image_snapshot_ticks", "network_snapshot_ticks", "total_kimg"}
 # Beginnings of the figures that are better when lower, and endings of those for which neither way is better.
@@ -175,10 +175,10 @@ def _load_run(folder: pathlib.Path) -> Run:
     if not found:
         raise UserError(f"{folder} holds no measurements (metric-*.jsonl); measure its snapshots with calc_metrics.py first")
     points = {figure: dict(sorted(points.items())) for figure, points in sorted(found.items())}
-    options = _read_options(folder / OPTIONS_FILE)
+    options = read_options(folder)
     if options is None:
         return Run(folder, None, None, points)
-    settings = _flatten(options)
+    settings = flatten(options, BOOKKEEPING)
     told = any((point.protocol or {}).get("dataset") for of_figure in points.values() for point in of_figure.values())
     if told and isinstance(path := settings.get(DATA_PATH), str):
         # What the data are is told by the digest of those that a run was measured against, which check_protocols compares, and by their name.
@@ -201,8 +201,8 @@ def _read_lines(path: pathlib.Path, found: dict[str, dict[int, Point]]) -> None:
             snapshot = re.search(r"snapshot-(\d+)", line["snapshot_pkl"])
             values = {figure: float(value) for figure, value in line["results"].items()}
             protocol = line.get("protocol")
-            if not all(map(math.isfinite, values.values())) or not isinstance(protocol, (dict, type(None))):
-                raise ValueError("a value that is not finite, or a protocol that is no table")
+            if not isinstance(protocol, (dict, type(None))):
+                raise ValueError("a protocol that is no table")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if number == len(lines) and not data.endswith(b"\n"):  # torn by a kill: whoever measures next writes in its place
                 continue
@@ -210,29 +210,35 @@ def _read_lines(path: pathlib.Path, found: dict[str, dict[int, Point]]) -> None:
         if snapshot is None:  # of a file that tells no moment: a copy of network-snapshot-best, or somebody else's network
             continue
         for figure, value in values.items():
+            if not math.isfinite(value):  # of a network that diverged: no measurement, which others may follow
+                continue
             found.setdefault(figure, {})[int(snapshot[1])] = Point(value, metric, protocol, where)
 
 
-def _read_options(path: pathlib.Path) -> dict | None:
+def read_options(run: pathlib.Path) -> dict[str, Any] | None:
+    """The training_options.json of a run folder; None where there is no such file. Raises UserError if it cannot be read or is damaged."""
+    path = run / OPTIONS_FILE
     if not path.is_file():
         return None
     try:
         options = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); restore it, or remove it to plot the run without its settings") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); make it readable") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it from a copy") from error
     if not isinstance(options, dict):
-        raise UserError(f"{path} holds no table of options; restore it, or remove it to plot the run without its settings")
+        raise UserError(f"{path} is damaged (it holds no table of options); restore it from a copy")
     return options
 
 
-def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"loss_kwargs.r1_gamma": 10, ...} in the file's order, without what is not part of a run's settings."""
+def flatten(options: Mapping[str, Any], leave_out: Set[str] = frozenset(), prefix: str = "") -> dict[str, Any]:
+    """{"loss_kwargs.r1_gamma": 10, ...} in the given order, without the names to leave out at any depth."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
-        if name in BOOKKEEPING:
+        if name in leave_out:
             continue
         if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, leave_out, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat

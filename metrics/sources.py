@@ -1,6 +1,6 @@
 """What a comparison has on its sides: images of a data set, of a generator, or features saved in a file.
 
-Every side gives a metric the tensors it wants (`Want`), in one pass over its images for all metrics together. Reading images and running
+Every side gives a metric the tensors it requests (`FeatureRequest`), in one pass over its images for all metrics together. Reading images and running
 detectors is the work of `metrics.features`; what is wanted comes from `metrics.registry`; feature files are `metrics.feature_files`' format.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dnnlib import UserError
-from metrics.collectors import Collector, Rows, Taker
+from metrics.collectors import Collector, FeatureConsumer, Rows
 from metrics.detectors import Detector
 from metrics.feature_cache import FeatureCache
 from metrics.feature_files import FeatureFile
@@ -27,8 +27,8 @@ CHUNK = 4096  # rows of a feature file that a collector takes at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Want:
-    """The tensors that a metric needs from one side; metrics share those whose wants are equal.
+class FeatureRequest:
+    """The tensors that a metric needs from one side; metrics share those whose requests are equal.
 
     Attributes:
         source: fingerprint of the images.
@@ -86,7 +86,7 @@ class DataSide:
         self.name = name
         self.cache = cache or FeatureCache(enabled=False)
         self._variants: dict[bool, tuple[Any, str]] = {}
-        self._kept: dict[Want, dict] = {}
+        self._kept: dict[FeatureRequest, dict] = {}
 
     def dataset(self, keep_flips: bool = False) -> Any:
         """The images with or without the mirrored copies that training may have added."""
@@ -111,29 +111,29 @@ class DataSide:
         """Number of images."""
         return len(self.dataset(keep_flips))
 
-    def want(self, detector: Detector, collect: Callable, count: int, sampled: bool, keep_flips: bool = False) -> Want:
+    def request(self, detector: Detector, collect: Callable, count: int, sampled: bool, keep_flips: bool = False) -> FeatureRequest:
         """What `count` of the images give; `sampled` takes a random choice of a larger set, else the first are taken."""
         dataset, fingerprint = self._variant(keep_flips)
         population = len(dataset) if sampled and count < len(dataset) else None
-        return Want(fingerprint, has_flips(dataset), detector.digest, detector.output, collect, count, population)
+        return FeatureRequest(fingerprint, has_flips(dataset), detector.digest, detector.output, collect, count, population)
 
-    def collect(self, wants: dict[Want, Detector], options: PassOptions) -> dict[Want, dict]:
-        """Tensors of every want, on rank 0: those that are known, the others from one pass over each variant."""
-        found: dict[Want, dict] = {}
+    def collect(self, requests: dict[FeatureRequest, Detector], options: PassOptions) -> dict[FeatureRequest, dict]:
+        """Tensors of every request, on rank 0: those that are known, the others from one pass over each variant."""
+        found: dict[FeatureRequest, dict] = {}
         if rank() == 0:
-            known = {want: self._kept.get(want) or self.cache.load(_cache_key(want, network)) for want, network in wants.items()}
-            found = {want: tensors for want, tensors in known.items() if tensors is not None}
-        missing = [want for want, absent in zip(wants, broadcast_object([want not in found for want in wants])) if absent]
+            known = {request: self._kept.get(request) or self.cache.load(_cache_key(request, network)) for request, network in requests.items()}
+            found = {request: tensors for request, tensors in known.items() if tensors is not None}
+        missing = [request for request, absent in zip(requests, broadcast_object([request not in found for request in requests])) if absent]
         for dataset, fingerprint in {fingerprint: (data, fingerprint) for data, fingerprint in self._variants.values()}.values():
-            group = {want: wants[want] for want in missing if want.source == fingerprint}
-            chosen = {want: want.indices() for want in group}
+            group = {request: requests[request] for request in missing if request.source == fingerprint}
+            chosen = {request: request.indices() for request in group}
             if group:
                 union = np.unique(np.concatenate(list(chosen.values())))
-                positions = {want: np.searchsorted(union, indices) for want, indices in chosen.items()}
+                positions = {request: np.searchsorted(union, indices) for request, indices in chosen.items()}
                 found |= _collect(DataSource(dataset, options.device, options.workers, union), group, positions, options, self.name)
         if rank() == 0:
-            for want in missing:
-                self.cache.save(_cache_key(want, wants[want]), found[want])
+            for request in missing:
+                self.cache.save(_cache_key(request, requests[request]), found[request])
         self._kept |= found
         return found
 
@@ -142,14 +142,14 @@ class DataSide:
         if self.dataset().label_dim == 0:
             raise UserError(f"{self.name} has no labels, which a figure per class needs; give it a dataset.json with classes")
 
-    def labels(self, want: Want) -> torch.Tensor:
-        """Labels [count, label_dim] of the images of a want."""
+    def labels(self, request: FeatureRequest) -> torch.Tensor:
+        """Labels [count, label_dim] of the images of a request."""
         dataset = self.dataset()
-        return torch.from_numpy(np.stack([dataset.get_label(int(index)) for index in want.indices()]))
+        return torch.from_numpy(np.stack([dataset.get_label(int(index)) for index in request.indices()]))
 
-    def image(self, want: Want, number: int) -> torch.Tensor:
-        """One of the images of a want, uint8 [C, H, W]."""
-        return torch.from_numpy(np.ascontiguousarray(self.dataset()[int(want.indices()[number])][0]))
+    def image(self, request: FeatureRequest, number: int) -> torch.Tensor:
+        """One of the images of a request, uint8 [C, H, W]."""
+        return torch.from_numpy(np.ascontiguousarray(self.dataset()[int(request.indices()[number])][0]))
 
 
 class GeneratorSide:
@@ -202,26 +202,26 @@ class GeneratorSide:
         """None: as many images as are wanted."""
         return
 
-    def want(self, detector: Detector, collect: Callable, count: int, sampled: bool, keep_flips: bool = False) -> Want:
+    def request(self, detector: Detector, collect: Callable, count: int, sampled: bool, keep_flips: bool = False) -> FeatureRequest:
         """What the first `count` images give."""
-        return Want(self._fingerprint, False, detector.digest, detector.output, collect, count)
+        return FeatureRequest(self._fingerprint, False, detector.digest, detector.output, collect, count)
 
-    def collect(self, wants: dict[Want, Detector], options: PassOptions) -> dict[Want, dict]:
-        """Tensors of every want from one pass, on rank 0."""
+    def collect(self, requests: dict[FeatureRequest, Detector], options: PassOptions) -> dict[FeatureRequest, dict]:
+        """Tensors of every request from one pass, on rank 0."""
         with evaluating(self.G):
-            return _collect(self.source, wants, {want: want.indices() for want in wants}, options, f"images of {self.name}")
+            return _collect(self.source, requests, {request: request.indices() for request in requests}, options, f"images of {self.name}")
 
     def check_classes(self) -> None:
         """Raises UserError unless the generator takes labels."""
         if self.G.c_dim == 0:
             raise UserError(f"{self.name} takes no labels, which a figure per class needs; measure a conditional network")
 
-    def labels(self, want: Want) -> torch.Tensor:
-        """Labels [count, c_dim] of the images of a want."""
-        return self.source.inputs(0, want.count)[1]
+    def labels(self, request: FeatureRequest) -> torch.Tensor:
+        """Labels [count, c_dim] of the images of a request."""
+        return self.source.inputs(0, request.count)[1]
 
-    def image(self, want: Want, number: int) -> torch.Tensor:
-        """One of the images of a want, made again, uint8 [C, H, W] on the CPU."""
+    def image(self, request: FeatureRequest, number: int) -> torch.Tensor:
+        """One of the images of a request, made again, uint8 [C, H, W] on the CPU."""
         with evaluating(self.G), full_precision(), torch.no_grad():
             return next(self.source.batches([(number, number + 1)]))[0].cpu()
 
@@ -251,20 +251,20 @@ class FileSide:
         """Number of images."""
         return len(self.file.rows)
 
-    def want(self, detector: Detector, collect: Callable, count: int, sampled: bool, keep_flips: bool = False) -> Want:
+    def request(self, detector: Detector, collect: Callable, count: int, sampled: bool, keep_flips: bool = False) -> FeatureRequest:
         """What `count` of the rows give, chosen as those of a data set."""
         population = self.available() if sampled and count < self.available() else None
-        return Want(self.file.source, False, detector.digest, detector.output, collect, count, population)
+        return FeatureRequest(self.file.source, False, detector.digest, detector.output, collect, count, population)
 
-    def collect(self, wants: dict[Want, Detector], options: PassOptions) -> dict[Want, dict]:
-        """Tensors of every want, on rank 0."""
+    def collect(self, requests: dict[FeatureRequest, Detector], options: PassOptions) -> dict[FeatureRequest, dict]:
+        """Tensors of every request, on rank 0."""
         if rank() != 0:
             return {}
-        return {want: self._tensors(want) for want in wants}
+        return {request: self._tensors(request) for request in requests}
 
-    def _tensors(self, want: Want) -> dict:
-        collector = want.collect(want.count)
-        for part in np.array_split(want.indices(), -(-want.count // CHUNK)):
+    def _tensors(self, request: FeatureRequest) -> dict:
+        collector = request.collect(request.count)
+        for part in np.array_split(request.indices(), -(-request.count // CHUNK)):
             collector.add(self.file.rows[torch.from_numpy(part)])
         return collector.tensors()
 
@@ -273,66 +273,68 @@ class FileSide:
         if self.file.labels is None:
             raise UserError(f"{self.name} holds no labels, which a figure per class needs; save the features of a labelled set")
 
-    def labels(self, want: Want) -> torch.Tensor:
-        """Labels [count, label_dim] of the images of a want."""
-        return self.file.labels[torch.from_numpy(want.indices())]
+    def labels(self, request: FeatureRequest) -> torch.Tensor:
+        """Labels [count, label_dim] of the images of a request."""
+        return self.file.labels[torch.from_numpy(request.indices())]
 
 
 Side = DataSide | GeneratorSide | FileSide
 
 
 class Images(Sequence):
-    """The images of a want, each read or made only when it is asked for: item i is uint8 [C, H, W]."""
+    """The images of a request, each read or made only when it is asked for: item i is uint8 [C, H, W]."""
 
-    def __init__(self, side: DataSide | GeneratorSide, want: Want):
-        self.side, self.want = side, want
+    def __init__(self, side: DataSide | GeneratorSide, request: FeatureRequest):
+        self.side, self.request = side, request
 
     def __len__(self) -> int:
-        return self.want.count
+        return self.request.count
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        return self.side.image(self.want, range(self.want.count)[number])
+        return self.side.image(self.request, range(self.request.count)[number])
 
 
-def _collect(source: Any, wants: dict[Want, Detector], positions: dict[Want, np.ndarray], options: PassOptions, name: str) -> dict[Want, dict]:
-    """One pass that fills every want from its `positions` in it; rows that several wants ask for are kept once. On rank 0."""
+def _collect(
+    source: Any, requests: dict[FeatureRequest, Detector], positions: dict[FeatureRequest, np.ndarray], options: PassOptions, name: str
+) -> dict[FeatureRequest, dict]:
+    """One pass that fills every request from its `positions` in it; rows that several requests ask for are kept once. On rank 0."""
     passes, filled = [], []
-    for kind in dict.fromkeys((want.detector, want.output) for want in wants):
-        group = [want for want in wants if (want.detector, want.output) == kind]
-        takers = []
-        for sharing in ([want for want in group if want.collect is Rows], *([want] for want in group if want.collect is not Rows)):
+    for kind in dict.fromkeys((request.detector, request.output) for request in requests):
+        group = [request for request in requests if (request.detector, request.output) == kind]
+        consumers = []
+        for sharing in ([request for request in group if request.collect is Rows], *([request] for request in group if request.collect is not Rows)):
             if sharing:
-                union = np.unique(np.concatenate([positions[want] for want in sharing]))
-                takers.append(Taker(sharing[0].collect(len(union)), union))
-                filled.append((sharing, takers[-1]))
-        passes.append((wants[group[0]], takers))
+                union = np.unique(np.concatenate([positions[request] for request in sharing]))
+                consumers.append(FeatureConsumer(sharing[0].collect(len(union)), union))
+                filled.append((sharing, consumers[-1]))
+        passes.append((requests[group[0]], consumers))
     if passes:
         run_pass(source, passes, batch=options.batch, device=options.device, progress=name if options.progress else None)
     if rank() != 0:
         return {}
-    return {want: _part(taker, positions[want]) for sharing, taker in filled for want in sharing}
+    return {request: _part(consumer, positions[request]) for sharing, consumer in filled for request in sharing}
 
 
-def _part(taker: Taker, positions: np.ndarray) -> dict:
-    """The tensors of some of a taker's images; a view of the rows where these are the first ones."""
-    tensors = taker.collector.tensors()
-    if len(positions) == len(taker.positions):
+def _part(consumer: FeatureConsumer, positions: np.ndarray) -> dict:
+    """The tensors of some of a consumer's images; a view of the rows where these are the first ones."""
+    tensors = consumer.collector.tensors()
+    if len(positions) == len(consumer.positions):
         return tensors
-    places = np.searchsorted(taker.positions, positions)
+    places = np.searchsorted(consumer.positions, positions)
     first = places[-1] == len(places) - 1
     return {"rows": tensors["rows"][: len(places)] if first else tensors["rows"][torch.from_numpy(places)]}
 
 
-def _cache_key(want: Want, detector: Detector) -> dict:
+def _cache_key(request: FeatureRequest, detector: Detector) -> dict:
     return {
-        "dataset": want.source,
+        "dataset": request.source,
         "detector": detector.name,
-        "digest": want.detector,
-        "output": want.output,
-        "collect": want.collect.__name__,
-        "count": want.count,
-        "population": want.population,
-        "xflip": want.xflip,
+        "digest": request.detector,
+        "output": request.output,
+        "collect": request.collect.__name__,
+        "count": request.count,
+        "population": request.population,
+        "xflip": request.xflip,
     }
 
 

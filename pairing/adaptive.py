@@ -10,14 +10,15 @@ from collections.abc import Callable
 import torch
 
 MAX_FACTOR = 10.0  # lambda stays between 0 and ten times its initial value
+KIMG_TO_MOVE = 100  # thousand images in which lambda can move by its initial value
 
 
-def adapt_weight(weight: torch.Tensor, initial: float, accuracy: torch.Tensor, target: float, nimg: int, kimg: float = 100) -> torch.Tensor:
+def adapt_weight(weight: torch.Tensor, initial: float, accuracy: torch.Tensor, target: float, nimg: int) -> torch.Tensor:
     """One step of the controller: up while accuracy is below the target, down while above.
 
     Args:
         weight: current lambda, scalar tensor.
-        initial: lambda at the start; it takes `kimg` thousand images to move by as much.
+        initial: lambda at the start; it takes `KIMG_TO_MOVE` thousand images to move by as much.
         accuracy: top-1 identification accuracy since the last step, 0 to 1.
         target: accuracy to keep, 0 to 1.
         nimg: images since the last step.
@@ -25,7 +26,7 @@ def adapt_weight(weight: torch.Tensor, initial: float, accuracy: torch.Tensor, t
     Returns:
         The new lambda, between 0 and ten times the initial one.
     """
-    step = initial * nimg / (kimg * 1000)
+    step = initial * nimg / (KIMG_TO_MOVE * 1000)
     return (weight + step * torch.sign(target - accuracy)).clamp(0, MAX_FACTOR * initial)
 
 
@@ -38,7 +39,7 @@ class PairingController:
         interval: batches between adjustments.
     """
 
-    def __init__(self, weight: torch.Tensor, target: float, interval: int = 4):
+    def __init__(self, weight: torch.Tensor, target: float, interval: int):
         self.weight, self.target, self.interval = weight, target, interval
         self.initial = float(weight)
         self.accuracies = torch.zeros([2], device=weight.device)  # their sum and number since the last adjustment

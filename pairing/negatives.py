@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from torch_utils.distributed import arrive
 
+INDEPENDENT = 1.0  # distance of extra latents from those of a batch at which the two have nothing to do with each other
+
 
 class _Message:
     """What the two ends of a gathering share: the message under way, and where it arrives."""
@@ -88,7 +90,7 @@ class LatentGather:
         return _Receive.apply(self._e_z, self._message), own + dist.get_rank() * len(self._e_z)
 
 
-def extra_latents(z: torch.Tensor, count: int, distance: float = 1.0) -> torch.Tensor:
+def extra_latents(z: torch.Tensor, count: int, distance: float = INDEPENDENT) -> torch.Tensor:
     """Latents as likely as those of a batch, at a distance from them.
 
     Args:

@@ -10,6 +10,7 @@ from torch import nn
 
 from torch_utils.layers import Conv2dLayer, FullyConnectedLayer, block_memory_format, normalize_2nd_moment
 
+EMBED_DIM = 128
 MIN_CHANNELS = 16
 MIN_RESOLUTION = 8
 
@@ -48,7 +49,7 @@ class PairingNetwork(nn.Module):
         width: multiplies the feature maps and features of both towers, not the embedding.
         view: edge of the images as the image tower sees them, averaged down from img_resolution; None: as they are. Nothing finer can tell
             latents apart then.
-        feature_channels: the image side takes a discriminator's feature maps of so many channels in place of images, and has no tower of its own;
+        feature_channels: channels of a discriminator's feature maps, which the image side takes in place of images, without a tower of its own;
             None: it takes images.
 
     Raises:
@@ -60,7 +61,7 @@ class PairingNetwork(nn.Module):
         z_dim: int,
         img_resolution: int,
         img_channels: int,
-        embed_dim: int = 128,
+        embed_dim: int = EMBED_DIM,
         channel_base: int = 512,
         channel_max: int = 128,
         latent_features: int = 256,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pairing.losses import binary_pairing, infonce
-from pairing.negatives import LatentGather, extra_latents
+from pairing.negatives import INDEPENDENT, LatentGather, extra_latents
 from torch_utils import training_stats
 
 PAIRING_MODES = ("infonce", "binary")
@@ -62,7 +62,7 @@ class PairingTerm:
         shuffle: bool = False,
         features: bool = False,
         extra: int = 0,
-        near: float = 1.0,
+        near: float = INDEPENDENT,
     ):
         self.P, self.tau, self.mode, self.space = P, tau, mode, space
         self.gather, self.shuffle, self.features, self.extra, self.near = gather, shuffle, features, extra, near

@@ -29,6 +29,22 @@ void set_strides(int64_t* stride, int64_t c, int64_t h, int64_t w, bool channels
     std::copy_n(channels_last ? last : first, 4, stride);
 }
 
+void run_upfirdn2d(Upfirdn2dArgs a, bool x_channels_last, bool y_channels_last, int bytes) {
+    set_strides(a.x_stride, a.c, a.in_h, a.in_w, x_channels_last);
+    set_strides(a.y_stride, a.c, a.out_h, a.out_w, y_channels_last);
+    const auto x = memory(a.n * a.c * a.in_h * a.in_w * bytes), f = memory(a.fh * a.fw * 4), y = memory(a.n * a.c * a.out_h * a.out_w * bytes);
+    for (int i = 0; i < (a.separable ? a.fw : a.fw * a.fh); i++) reinterpret_cast<float*>(f.get())[i] = draw(1, 5);
+    check(upfirdn2d_cpu(&a, x.get(), reinterpret_cast<const float*>(f.get()), y.get(), 4));
+}
+
+// A wide margin before a narrow image, and a crop behind it: no output meets pixels only.
+void try_margin() {
+    Upfirdn2dArgs a{};
+    a.dtype = F32, a.separable = 1, a.fw = a.fh = 4, a.up_x = a.up_y = 2, a.down_x = a.down_y = 1, a.gain = 1;
+    a.n = 1, a.c = 16, a.in_h = 4, a.in_w = 1, a.pad_x0 = 6, a.pad_y0 = 2, a.out_h = 8, a.out_w = 2;
+    run_upfirdn2d(a, true, true, 4);
+}
+
 void try_upfirdn2d(int dtype, int bytes) {
     const bool common = draw(0, 1), separable = draw(0, 1), channels_last = draw(0, 1);
     const int factors = draw(0, 2), taps = draw(0, 1) ? 12 : 4;
@@ -41,11 +57,7 @@ void try_upfirdn2d(int dtype, int bytes) {
     a.pad_x0 = draw(-3, 8), a.pad_y0 = draw(-3, 8);
     a.out_h = (std::max<int64_t>(a.in_h * a.up_y + a.pad_y0 + draw(-3, 8) - a.fh, 0)) / a.down_y + 1;
     a.out_w = (std::max<int64_t>(a.in_w * a.up_x + a.pad_x0 + draw(-3, 8) - a.fw, 0)) / a.down_x + 1;
-    set_strides(a.x_stride, a.c, a.in_h, a.in_w, channels_last);
-    set_strides(a.y_stride, a.c, a.out_h, a.out_w, draw(0, 9) ? channels_last : !channels_last);
-    const auto x = memory(a.n * a.c * a.in_h * a.in_w * bytes), f = memory(a.fh * a.fw * 4), y = memory(a.n * a.c * a.out_h * a.out_w * bytes);
-    for (int i = 0; i < (a.separable ? a.fw : a.fw * a.fh); i++) reinterpret_cast<float*>(f.get())[i] = draw(1, 5);
-    check(upfirdn2d_cpu(&a, x.get(), reinterpret_cast<const float*>(f.get()), y.get(), 4));
+    run_upfirdn2d(a, channels_last, draw(0, 9) ? channels_last : !channels_last, bytes);
 }
 
 void try_bias_act(int dtype, int bytes) {
@@ -80,6 +92,7 @@ void try_modulation(int dtype, int bytes) {
 
 int main() {
     const int dtypes[] = {F32, F64, BF16}, bytes[] = {4, 8, 2};
+    try_margin();
     for (int i = 0; i < 1500; i++) {
         try_upfirdn2d(dtypes[i % 3], bytes[i % 3]);
         if (i % 5 == 0) try_bias_act(dtypes[i / 5 % 3], bytes[i / 5 % 3]);

@@ -105,3 +105,20 @@ def calls(folder):
     """What the stand-ins were called for: [(word, key)], in order."""
     path = folder / "calls.txt"
     return [tuple(line.split()[:2]) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def fake_run(run, **changes):
+    """The files of a finished run, with some of its options changed."""
+    folder = run.parent / "00003-by-hand"
+    folder.mkdir(parents=True)
+    options = json.loads(json.dumps(run.options))
+    for name, value in changes.items():
+        *places, last = name.split("__")
+        table = options
+        for place in places:
+            table = table[place]
+        table[last] = value
+    (folder / "training_options.json").write_text(json.dumps(options))
+    for kimg in (0, run.kimg):
+        (folder / f"network-snapshot-{kimg:06d}.safetensors").write_text("")
+    return folder

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from dnnlib import UserError
-from training.ada import AdaController, adjust_strength
+from training.ada import ADA_KIMG, ADA_TARGET, AdaController, adjust_strength
+
+DEFAULTS = {"target": ADA_TARGET, "interval": 4, "ada_kimg": ADA_KIMG}
 
 
 def controller(start=0.5, **settings):
-    return AdaController(torch.tensor(start), **settings)
+    return AdaController(torch.tensor(start), **DEFAULTS | settings)
 
 
 def test_rises_when_the_discriminator_overfits_and_falls_otherwise():
@@ -99,12 +100,12 @@ def test_ranks_adjust_alike_by_their_common_mean():
 
 def test_state_resumes_in_the_middle_of_an_interval():
     p = torch.tensor(0.3)
-    ada = AdaController(p)
+    ada = AdaController(p, **DEFAULTS)
     ada.record(torch.ones(5))
     state = ada.state_dict()
     ada.record(-torch.ones(5))
     other_p = torch.tensor(0.0)
-    resumed = AdaController(other_p)
+    resumed = AdaController(other_p, **DEFAULTS)
     resumed.load_state_dict(state)
     resumed.record(-torch.ones(5))
     ada.update(4, 64)
@@ -123,5 +124,5 @@ def test_logits_keep_their_graph_and_p_gets_none():
 
 @pytest.mark.parametrize("settings", [{"target": 1.5}, {"target": -0.1}, {"interval": 0}, {"ada_kimg": 0}])
 def test_impossible_settings_are_refused(settings):
-    with pytest.raises(UserError):
+    with pytest.raises(ValueError):
         controller(**settings)

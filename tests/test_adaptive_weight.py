@@ -9,8 +9,8 @@ START, TARGET = 0.05, 0.7
 STEP = START * 256 / 100_000  # 64 images times 4 batches, of the 100,000 in which it moves by its initial value
 
 
-def controller(start=START, target=TARGET, **settings):
-    return PairingController(torch.tensor(start), target, **settings)
+def controller(start=START, target=TARGET, interval=4):
+    return PairingController(torch.tensor(start), target, interval)
 
 
 def record(control, *accuracies):
@@ -100,7 +100,7 @@ def test_ranks_adjust_alike_by_their_common_mean():
 def test_the_weight_is_moved_where_it_lies():
     """The loss and CUDA graphs hold the same tensor."""
     weight = torch.tensor(START)
-    control = PairingController(weight, TARGET)
+    control = PairingController(weight, TARGET, 4)
     record(control, 0.0)
     control.update(4, 64, alone)
     assert control.weight is weight and weight > START

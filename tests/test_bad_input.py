@@ -275,6 +275,10 @@ def test_runs_that_cannot_be_continued(refused, good, tmp_path):
     assert "its data set other.zip is not there" in continuation(refused, run, "--data=other.zip")
     options.write_text(text[: len(text) // 2])
     assert "training_options.json is damaged" in continuation(refused, run)
+    named = run.rename(tmp_path / "00000-x")  # --outdir goes on with it, and is what was typed
+    sentence = refused(train.main, f"--outdir={named}", f"--data={good / 'pics.zip'}")
+    assert f"--outdir={named}: " in sentence and "training_options.json is damaged" in sentence and "restore it" in sentence
+    run = named.rename(run)
     options.write_text("{}")
     assert "is of another program" in continuation(refused, run)
 
@@ -295,8 +299,8 @@ def test_a_state_of_other_networks(refused, good, tmp_path):
     RunDir.create(args)
     for name in (SNAPSHOT, "training-state-000000.pt"):
         shutil.copy(good / "run" / name, run)
-    assert "the training state does not fit the options of the run" in continuation(refused, run)
-    assert "Error: --continue-run=" in (run / "log.txt").read_text()
+    assert "its training state does not fit its options (" in continuation(refused, run)
+    assert f"Error: {run}: " in (run / "log.txt").read_text()
 
 
 # The other commands, and a whole process.

@@ -1,6 +1,7 @@
 """The command calc_metrics.py: a network file and a data set in, a table, JSON lines and metric-*.jsonl out; mistakes end in one sentence."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -20,6 +21,7 @@ from dnnlib import UserError
 from metrics.detectors import trust_detector
 from metrics.sources import selection
 from torch_utils.checkpoint import save_networks
+from training import metric_sides
 from training.networks import Generator, network_record
 
 COUNT, CLASSES, RESOLUTION = 24, 2, 8
@@ -109,7 +111,7 @@ def test_other_data_can_be_named(call, folder):
 
 def test_mirror_replaces_what_the_training_did():
     meta = {"training_set_kwargs": {"path": "a", "xflip": False, "class_name": "x"}}
-    kwargs = calc_metrics._dataset_kwargs(meta, Generator(4, 0, 4, 8, 3), None, mirror=True)
+    kwargs = metric_sides.dataset_kwargs(meta, Generator(4, 0, 4, 8, 3), None, mirror=True)
     assert kwargs == {"path": "a", "xflip": True, "use_labels": False}
 
 
@@ -140,14 +142,14 @@ def test_a_run_directory_gives_all_its_snapshots_in_order(call, runs):
 
 
 def test_patterns_name_networks_and_run_directories(runs):
-    names = [(path.parent.name, path.name[17:23]) for path in map(pathlib.Path, calc_metrics.find_networks(f"{runs}/0000*"))]
+    names = [(path.parent.name, path.name[17:23]) for path in map(pathlib.Path, metric_sides.find_networks(f"{runs}/0000*"))]
     assert names == [("00000-a", "000004"), ("00000-a", "000012"), ("00000-a", "000100"), ("00001-b", "000008")]
-    files = calc_metrics.find_networks(f"{runs}/*/network-snapshot-00000*")
+    files = metric_sides.find_networks(f"{runs}/*/network-snapshot-00000*")
     assert [pathlib.Path(path).name[17:23] for path in files] == ["000004", "000008"]
     for given in (str(runs / "cache"), f"{runs}/none*"):
         (runs / "cache").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=r"holds no network-snapshot-\*"):
-            calc_metrics.find_networks(given)
+            metric_sides.find_networks(given)
 
 
 def test_measuring_goes_on_where_it_stopped(call, runs):
@@ -314,6 +316,23 @@ def test_show_writes_sheets_of_images(folder, tmp_path, monkeypatch):
     assert named <= set(selection(6, COUNT).tolist()) and max(named) >= 6  # numbers of the data set, not of the choice from it
 
 
+def test_tasks_of_a_slurm_step_measure_together(call, folder, tmp_path):
+    """With the variables that Slurm sets: on a machine without Slurm, too."""
+    (alone,) = json_lines(call("--metrics=coverage", "--no-cache").stdout)
+    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
+    command = [sys.executable, calc_metrics.__file__, f"--network={folder / 'network-snapshot-000004.safetensors'}", "--metrics=coverage"]
+    command += [f"--detector={folder / 'pool.pt'}", "--trust-detector", "--device=cpu", "--no-cache"]
+    environment = os.environ | step | {"OMP_NUM_THREADS": "1", "DNNLIB_CACHE_DIR": str(tmp_path / "cache")}
+    tasks = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment | {"SLURM_PROCID": number, "SLURM_LOCALID": number})
+        for number in "01"
+    ]
+    outputs = [task.communicate(timeout=600)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0] and outputs[1] == ""
+    (line,) = json_lines(outputs[0])
+    assert (line["num_gpus"], line["results"]) == (2, alone["results"])
+
+
 # Mistakes.
 
 
@@ -341,6 +360,13 @@ def test_show_writes_sheets_of_images(folder, tmp_path, monkeypatch):
 def test_mistakes_are_told(call, arguments, network, message):
     with pytest.raises(UserError, match=message):
         call(*arguments, **({} if network is None else {"network": network}))
+
+
+def test_gpus_are_as_many_as_were_started(call, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="--gpus=3 needs that many processes, found 2"):
+        call("--gpus=3")
 
 
 def test_one_image_and_none_are_too_few(call, tmp_path):

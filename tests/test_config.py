@@ -1,4 +1,4 @@
-"""Presets, option combinations and the configuration they make: every number of the field's presets, its key order, its folder names."""
+"""Presets, option combinations and the configuration they make: every number of StyleGAN2-ADA's presets, its key order."""
 
 import dataclasses
 import json
@@ -11,13 +11,12 @@ from click.testing import CliRunner
 from tiny_runs import CPU, write_data
 
 import train
-from dnnlib import EasyDict, UserError
+from dnnlib import UserError
 from torch_utils.ops import backend
 from training import config
 from training.augment import AUGPIPE_PRESETS
 from training.options import RESUME_SOURCES, Options, add_options, option_table
 from training.presets import PRESETS, for_data
-from training.run_files import RunDir
 
 CUDA = torch.device("cuda")  # as an argument only: nothing here allocates
 
@@ -28,10 +27,6 @@ def info(resolution=32, length=1000, name="pics"):
 
 def resolved(data=None, device=CPU, **typed):
     return config.resolve(Options(outdir="out", data="pics.zip", **typed), set(typed), data or info(), device)
-
-
-def named(data=None, **typed):
-    return config.run_description(Options(outdir="out", data="pics.zip", **typed), set(typed), data or info())
 
 
 def refusal(data=None, device=CPU, **typed):
@@ -67,7 +62,7 @@ def test_cifar_small_is_cifar_at_an_eighth_of_the_width():
     assert {key for key in cifar if cifar[key] != small[key]} == {"ref_gpus", "kimg", "fmaps", "channel_max"}
 
 
-# resolution, gpus -> batch, mbstd, fmaps, lrate, gamma, ema_kimg, by the field's formulas.
+# resolution, gpus -> batch, mbstd, fmaps, lrate, gamma, ema_kimg, by StyleGAN2-ADA's formulas.
 AUTO = {
     (32, 1): (32, 4, 0.5, 0.0025, 0.0064, 10),
     (32, 2): (64, 4, 0.5, 0.0025, 0.0032, 20),
@@ -257,15 +252,10 @@ def test_impossible_batches_are_refused(typed, message):
         (dict(precision="tf32"), "--precision=tf32 needs CUDA"),
         (dict(graphs="on"), "--graphs=on"),
         (dict(subset=1001), "--subset=1001: the data set has 1000 images"),
-        (dict(pairing_tau=0.2), "--pairing-tau without --pairing-weight"),
-        (dict(pairing_width=2), "--pairing-width without --pairing-weight"),
-        (dict(pairing_view=8), "--pairing-view without --pairing-weight"),
         (dict(pairing_weight=0.05, pairing_view=4), "--pairing-view=4 is not a power of two from 8 to the"),
         (dict(pairing_weight=0.05, pairing_view=12), "--pairing-view=12 is not a power of two"),
         (dict(pairing_weight=0.05, pairing_view=512), "--pairing-view=512 is not a power of two from 8 to the"),
-        (dict(pairing_features=True), "--pairing-features without --pairing-weight"),
         (dict(pairing_weight=0.05, pairing_features=True, pairing_view=8), "--pairing-features=1 shows the pairing network D's features"),
-        (dict(pairing_mode="binary"), "--pairing-mode without --pairing-weight"),
         (dict(pairing_weight=0.05, pairing_mode="binary", pairing_extra=9), "--pairing-extra=9 needs --pairing-mode=infonce"),
         (dict(pairing_weight=0.05, pairing_near=0.5), "--pairing-near=0.5 places the negatives of --pairing-extra, which is 0"),
         (dict(pairing_weight=0.05, pairing_warmup=9, pairing_target=0.9), "--pairing-warmup and --pairing-target both move"),
@@ -276,69 +266,17 @@ def test_contradictions_are_refused(typed, message):
     assert message in refusal(**typed)
 
 
+def test_every_detail_of_pairing_needs_its_weight():
+    names = ["dim", "extra", "features", "gather", "lr", "mode", "near", "shuffle", "space", "target", "tau", "view", "warmup", "width"]
+    assert sorted(config.PAIRING_DETAILS) == [f"pairing_{name}" for name in names]
+    for name in config.PAIRING_DETAILS:
+        assert f"--{name.replace('_', '-')} without --pairing-weight" in refusal(**{name: getattr(Options, name)})
+        resolved(**{name: getattr(Options, name)}, pairing_weight=0.0)
+
+
 def test_pairing_needs_eight_pixels():
     assert "at least 8x8 pixels, the data set has 4x4" in refusal(info(resolution=4), pairing_weight=0.05)
     resolved(info(resolution=4))
-
-
-# Names.
-
-
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [
-        ({}, "pics-auto1"),
-        (dict(gpus=2, cond=True, mirror=True), "pics-cond-mirror-auto2"),
-        (dict(cfg="cifar", subset=500, gpus=2), "pics-subset500-cifar"),
-        (dict(gamma=0.01, kimg=100, batch=32), "pics-auto1-gamma0.01-kimg100-batch32"),
-        (dict(aug="fixed", p=0.25, augpipe="blit"), "pics-auto1-fixed-p0.25-blit"),
-        (dict(aug="ada", target=0.7, freezed=10, resume="ffhq256"), "pics-auto1-ada-target0.7-resumeffhq256-freezed10"),
-        (dict(resume="some.pkl"), "pics-auto1-resumecustom"),
-        (dict(resume="noresume"), "pics-auto1-noresume"),
-        (dict(pairing_weight=0.05), "pics-auto1-pairing0.05"),
-        (dict(objective="relativistic", r2_gamma=0.5, ms_weight=1.0), "pics-auto1-ms1-relativistic-r2gamma0.5"),
-        (dict(snap=1, tick=1, metrics=[], seed=5, workers=1, cond=False, mirror=False), "pics-auto1"),
-    ],
-)
-def test_run_names_say_what_was_given(typed, expected):
-    assert named(**typed) == expected
-
-
-def test_a_run_is_numbered_one_past_the_highest(tmp_path):
-    assert config.next_run_dir(str(tmp_path / "absent"), "x") == str(tmp_path / "absent" / "00000-x")
-    for name in ("00000-a", "00007-b", "notes", "12-short"):
-        (tmp_path / name).mkdir()
-    assert config.next_run_dir(str(tmp_path), "x") == str(tmp_path / "00013-x")
-
-
-def test_a_number_is_taken_by_whatever_has_it(tmp_path):
-    (tmp_path / "00000-x").symlink_to(tmp_path / "moved away")
-    assert config.next_run_dir(str(tmp_path), "x") == str(tmp_path / "00001-x")
-    (tmp_path / "00001-x").write_text("")
-    assert config.next_run_dir(str(tmp_path), "x") == str(tmp_path / "00002-x")
-    with config.reserved_run_dir(str(tmp_path), "x") as reserved:
-        assert reserved == str(tmp_path / "00002-x")
-
-
-def test_runs_that_start_together_get_numbers_of_their_own(tmp_path, monkeypatch):
-    place = tmp_path / "runs"
-    with config.reserved_run_dir(str(place), "x") as first, config.reserved_run_dir(str(place), "y") as second:
-        assert (first, second) == (str(place / "00000-x"), str(place / "00001-y"))
-        RunDir.create(EasyDict(run_dir=first))  # takes the place of the empty folder
-        numbers = [second, str(place / "00002-x")]
-        monkeypatch.setattr(config, "next_run_dir", lambda *_: numbers.pop(0))
-        with config.reserved_run_dir(str(place), "y") as third:  # the second number was taken between the look and the grasp
-            assert third == str(place / "00002-x")
-    assert [path.name for path in place.iterdir()] == ["00000-x"]
-
-
-def test_a_place_that_nothing_was_written_to_does_not_stay(tmp_path):
-    with pytest.raises(KeyError), config.reserved_run_dir(str(tmp_path / "runs"), "x"):
-        raise KeyError
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--outdir: cannot create"), config.reserved_run_dir(str(tmp_path / "file"), "x"):
-        raise AssertionError
 
 
 @pytest.mark.parametrize("option", ["gamma", "pairing-weight", "pairing-tau", "p", "ms-weight", "rank-timeout"])

@@ -146,6 +146,21 @@ def test_kernels_with_32_bits_are_launched_only_where_these_are_enough(threads, 
     assert outcomes == {False, True}
 
 
+def test_strides_and_paddings_beyond_32_bits_are_seen(threads):
+    """Which no random case has: a small view of large memory, and a padding as long as the limit."""
+    f, small = torch.empty(4, device="meta"), torch.empty([1, 1, 4, 4], device="meta")
+    far = torch.empty_strided([2, 1, 4, 4], [2**31, 16, 4, 1], device="meta")
+
+    def fits(x, y, padding):
+        args = csrc_calls.upfirdn2d_args(x, f, y, (1, 1), (1, 1), padding, True, 1.0)
+        return bool(threads.fits_32_bits_threads(ctypes.byref(args), (ctypes.c_int64 * 3)()))
+
+    assert fits(small, small, (0,) * 4) and fits(small, small, (2**30 - 1,) * 4)
+    assert not fits(far, small.expand(2, 1, 4, 4), (0,) * 4) and not fits(small.expand(2, 1, 4, 4), far, (0,) * 4)
+    for padding in (2**30, -(2**30)):
+        assert not fits(small, small, (padding, 0, 0, 0)) and not fits(small, small, (0, 0, padding, 0))
+
+
 def test_eight_images_of_1024_pixels_under_augmentation_are_within_32_bits(threads):
     """The augmentation's finest lattice is the largest image that these kernels meet: a tensor's numbers are not counted twice."""
     f = torch.ones(12)

@@ -55,7 +55,7 @@ def program(tmp_path):
         shutil.copytree(csrc_calls.CSRC, sources)
         if threads is not None:
             shutil.copy(threads, sources / "threads.h")
-        command = ("g++", "-std=c++17", "-g", "-O1", "-march=native", "-fno-math-errno", *flags, f"-I{sources}")
+        command = ("g++", "-std=c++17", "-g", "-O1", "-march=native", "-fno-math-errno", "-D_GLIBCXX_ASSERTIONS", *flags, f"-I{sources}")
         result = run(*command, *[sources / name for name in CPU_OPS], HERE / "csrc_memory.cpp", "-o", tmp_path / "program")
         assert result.returncode == 0, result.stderr
         return tmp_path / "program"

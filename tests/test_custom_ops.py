@@ -348,6 +348,18 @@ def test_behind_a_launcher_the_compiler_counts(tmp_path, monkeypatch):
         assert toolchain.tool_identity("cuda") != identity
 
 
+@pytest.mark.parametrize("variable", ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"])
+def test_what_nvcc_reads_from_the_environment_makes_another_library(tmp_path, monkeypatch, variable):
+    nvcc = script(tmp_path / "nvcc", "#!/bin/sh\n")
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: toolchain.Tool((nvcc,)))
+    monkeypatch.delenv(variable, raising=False)
+    identities = {toolchain.tool_identity("cuda")}
+    for value in ("-G", "-lineinfo"):
+        monkeypatch.setenv(variable, value)
+        identities.add(toolchain.tool_identity("cuda"))
+    assert len(identities) == 3
+
+
 def test_gpus_older_than_nvcc_are_refused():
     with pytest.raises(BuildError, match="sm_60, and nvcc makes code only from sm_75 on"):
         toolchain.architecture_flags([60], [75, 80])

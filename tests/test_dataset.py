@@ -146,6 +146,15 @@ def test_pickle_and_fork_read_on_their_own():
     np.testing.assert_array_equal(dataset[3][0], before)
 
 
+def test_the_length_of_labels_is_counted_once():
+    """Every item asks for it; a look through all labels would take longer than reading an image."""
+    dataset = golden_dataset("max_size=None,xflip=False,seed=0")
+    labels = dataset.get_labels(np.arange(5))
+    dataset._raw_labels = dataset._raw_labels[:5]  # of which the length could not be counted
+    assert dataset.label_dim == labels.shape[1] == 5
+    np.testing.assert_array_equal(dataset.get_labels(np.arange(5)), labels)
+
+
 def test_only_first_image_is_read_at_construction(tmp_path):
     files = pngs(4)
     files["00000/img00000002.png"] = b"no image"

@@ -15,7 +15,8 @@ from PIL import Image
 from dnnlib import UserError
 from training.dataset import ImageFolderDataset, load_array
 from training.dataset_sources import class_folders
-from training.dataset_writer import make_transform, plain_mode
+from training.dataset_writer import make_transform, plain_mode, plain_mode_name
+from training.image_store import load_pixels, open_image
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -108,8 +109,8 @@ def test_broken_labels_are_refused(tmp_path):
     dest = f"--dest={tmp_path / 'out.zip'}"
     missing = write_zip(tmp_path / "missing.zip", files, [[names[0], 1]])
     refused(tmp_path, r"no label for 2 of 3 images \(first: .*img00000001", f"--source={missing}", dest)
-    absent = write_zip(tmp_path / "absent.zip", files, [[name, 1] for name in [*names, "gone.png"]])
-    refused(tmp_path, r"names 1 of 4 files that do not exist \(first: gone\.png\)", f"--source={absent}", dest)
+    absent = write_zip(tmp_path / "absent.zip", files, [[name, 1] for name in [*names[1:], "gone.png"]])
+    refused(tmp_path, r"names 1 of 3 files that do not exist \(first: gone\.png\)", f"--source={absent}", dest)
 
 
 # Colours and sizes.
@@ -143,10 +144,57 @@ def test_palette_transparency_and_depth():
     assert plain_mode(palette, "x").mode == "RGBA"
     clear = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
     assert plain_mode(clear, "x", "rgb").getpixel((0, 0)) == (255, 255, 255)
-    deep = Image.fromarray(np.array([[0, 256, 65535]], dtype=np.uint16))
-    assert np.asarray(plain_mode(deep, "x")).tolist() == [[0, 1, 255]]
+    assert np.asarray(plain_mode(Image.fromarray(np.array([[0, 256, 65535]], dtype=np.uint16)), "x")).tolist() == [[0, 1, 255]]
     with pytest.raises(UserError, match="x has colour mode F"):
         plain_mode(Image.new("F", (2, 2)), "x")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "1", "I;16"])
+def test_a_transparent_colour_is_transparent(mode):
+    """As a palette's is, whichever way a PNG says it; the header alone tells it, too."""
+    values = {"L": [7, 9], "RGB": [(7, 7, 7), (7, 7, 9)], "1": [0, 255], "I;16": [7 << 8 | 1, 7 << 8 | 2]}[mode]
+    image = Image.new(mode, (2, 1))
+    for x, value in enumerate(values):
+        image.putpixel((x, 0), value)
+    opened = open_image(encode(image, transparency=0 if mode == "1" else values[0]), "it")
+    expected = "RGBA" if mode == "RGB" else "LA"
+    assert plain_mode_name(opened, "it") == expected and plain_mode_name(opened, "it", "rgb") == "RGB"
+    load_pixels(opened, "it")
+    plain = plain_mode(opened, "it")
+    assert plain.mode == expected and [plain.getpixel((x, 0))[-1] for x in range(2)] == [0, 255]
+    assert plain_mode(opened, "it", "rgb").getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["P", "PA", "L", "LA", "RGB", "RGBA", "CMYK", "1", "I", "I;16"])
+@pytest.mark.parametrize("choice", [None, "rgb", "l", "rgba"])
+def test_the_header_tells_the_mode_that_comes_out(mode, choice):
+    image = Image.new(mode, (2, 2))
+    assert plain_mode_name(image, "x", choice) == plain_mode(image, "x", choice).mode
+
+
+def deep(*values, kind="uint16"):
+    return Image.fromarray(np.resize(np.array(values, dtype=kind), [8, 8]))
+
+
+@pytest.mark.parametrize(("kind", "values"), [("int32", [0, 255]), ("uint16", [0, 4095])])
+def test_values_of_fewer_bits_than_their_files_are_not_made_black(tmp_path, kind, values):
+    source = write_folder(tmp_path / "source", {f"{index}.tif": encode(deep(*values, kind=kind), "tiff") for index in range(3)})
+    expected = rf"the 3 images of 16 or 32 bits in --source would come out almost black: .* no value is above {values[1]:,} of 65,535; scale all"
+    refused(tmp_path, expected, f"--source={source}", f"--dest={tmp_path / 'out.zip'}")
+
+
+def test_sixteen_bits_are_narrowed_alike_in_all_images(tmp_path, capsys):
+    """A dark image beside a bright one stays dark."""
+    files = {"0.png": encode(deep(0, 300)), "1.png": encode(deep(256, 40000)), "2.png": encode(deep(7, kind="uint8"))}
+    images = load_array(ImageFolderDataset(convert(write_folder(tmp_path / "source", files), tmp_path / "out.zip")))
+    assert [sorted(set(image.flat)) for image in images] == [[0, 1], [1, 156], [7]]
+    assert "2 of 16 bits, of which the upper 8 were kept; their largest value is 40,000 of 65,535" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("values", [[-1, 5], [0, 1 << 20]])
+def test_values_beyond_sixteen_bits_are_refused(values):
+    with pytest.raises(UserError, match=f"x holds values from {values[0]:,} to {values[1]:,}; scale the whole set"):
+        plain_mode(deep(*values, kind="int32"), "x")
 
 
 def test_scaling_and_crops_by_hand():
@@ -239,6 +287,8 @@ def test_destinations_that_are_refused(tmp_path):
     for dest, message in (
         (source, "is the source itself"),
         (tmp_path, "is a folder with something in it"),
+        (source / "out", r"lies in --source=.*source, which would hold its own copies"),
+        (source / "new" / "out", "lies in --source"),
         (tmp_path / "file", "neither a .zip nor a folder"),
         (tmp_path / "file" / "out.zip", "cannot be written"),
         (tmp_path / "file" / "out", "cannot be written"),
@@ -247,6 +297,7 @@ def test_destinations_that_are_refused(tmp_path):
         refused(tmp_path, message, f"--source={source}", f"--dest={dest}")
     (tmp_path / "empty").mkdir()
     assert len(ImageFolderDataset(convert(source, tmp_path / "empty"))) == 1
+    assert len(ImageFolderDataset(convert(source, source / "out.zip"))) == 1
 
 
 def test_options_and_sources_that_are_refused(tmp_path):
@@ -263,6 +314,21 @@ def test_options_and_sources_that_are_refused(tmp_path):
     refused(tmp_path, "holds no images", f"--source={tmp_path / 'none'}", dest)
     refused(tmp_path, "points outside", f"--source={outside}", dest)
     refused(tmp_path, "takes no --source", f"--source={source}", "check", source)
+
+
+def test_a_path_that_is_called_digits_has_to_be_told_from_the_digits(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_folder(tmp_path / "here", {"digits/1.png": png(1)}))
+    refused(tmp_path, r"--source=digits means .* there is a digits here: give \./digits", "--source=digits", f"--dest={tmp_path / 'out.zip'}")
+    assert len(ImageFolderDataset(convert("./digits", tmp_path / "out.zip"))) == 1
+
+
+def test_a_file_that_cannot_be_read_is_not_the_last_word(tmp_path, capsys):
+    source = write_folder(tmp_path / "source", {"1.png": png(1), "2.png": b"-", "3.png": png(3)[:200], "4.png": b"-", "5.png": b"-"})
+    dest = f"--dest={tmp_path / 'out.zip'}"
+    refused(tmp_path, r"2\.png is not an image .*; `dataset_tool\.py check .*source` finds all that cannot be read", f"--source={source}", dest)
+    with pytest.raises(UserError, match="cannot be trained on"):
+        tool("check", source)
+    assert {"2.png", "3.png", "4.png", "5.png"} <= set(capsys.readouterr().out.splitlines())
 
 
 # check

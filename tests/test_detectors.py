@@ -262,7 +262,7 @@ def test_features_that_are_not_finite_stop_the_pass(tmp_path):
 
     detector = get_detector(str(save(Infinite(), tmp_path / "log.pt")), "cpu")
     with pytest.raises(UserError, match="detector log returns features with NaN or infinity"):
-        features.run_pass(Zeros(), [(detector, [collectors.Taker(collectors.Rows(4))])], batch=4, device=torch.device("cpu"))
+        features.run_pass(Zeros(), [(detector, [collectors.FeatureConsumer(collectors.Rows(4))])], batch=4, device=torch.device("cpu"))
 
 
 def test_outputs_are_asked_for_by_argument(scripts):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_runs import CPU, tiny_args, train
 
-import calc_metrics
 from dnnlib import UserError
 from training import disk
 from training.config import leading_figure
 from training.disk import DiskWatch, Sizes, measure_sizes, needed_bytes, predict_sizes, snapshots_left
+from training.metric_sides import find_networks
 from training.networks import load_network
 from training.run_files import RunDir
 from training.training_loop import Trainer
@@ -128,9 +128,9 @@ def test_the_best_snapshot_is_named_and_linked(measured):
 
 
 def test_measuring_goes_past_the_link(measured):
-    found = calc_metrics.find_networks(str(measured))
+    found = find_networks(str(measured))
     assert [pathlib.Path(path).name for path in found] == [f"network-snapshot-00000{kimg}.safetensors" for kimg in range(3)]
-    (itself,) = calc_metrics.find_networks(str(measured / "network-snapshot-best.safetensors"))
+    (itself,) = find_networks(str(measured / "network-snapshot-best.safetensors"))
     assert itself == str(measured / json.loads((measured / "best.json").read_text())["snapshot"])
 
 
@@ -138,10 +138,10 @@ def test_a_link_that_became_a_file_is_not_measured_twice(measured, tmp_path):
     """As in a run that was copied from another machine. Alone it is a network like others."""
     copy = shutil.copytree(measured, tmp_path / "run", symlinks=False)
     snapshots = [RunDir(copy).snapshot(kimg) for kimg in range(3)]
-    assert calc_metrics.find_networks(str(copy)) == list(map(str, snapshots))
+    assert find_networks(str(copy)) == list(map(str, snapshots))
     for snapshot in snapshots:
         snapshot.unlink()
-    assert calc_metrics.find_networks(str(copy)) == [str(copy / "network-snapshot-best.safetensors")]
+    assert find_networks(str(copy)) == [str(copy / "network-snapshot-best.safetensors")]
 
 
 def test_the_best_follows_the_lines_and_the_snapshots_that_are_there(measured, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import math
 import socket
 import time
 import urllib.request
@@ -10,6 +11,7 @@ import pytest
 from explore_parts import LATENTS, REAL, SECONDS, ask, get, ready, serving, status, write_run
 from headless_browser import Browser, find_browser
 
+from experiments.explore.model import NEAREST_K
 from experiments.explore.server import own_hosts
 
 
@@ -187,6 +189,18 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def press(self, name, *keys):
+        """Presses keys where an element has the focus."""
+        self.run(f"document.getElementById('{name}').focus()")
+        for key in keys:
+            self.browser.press(key)
+
+    def show(self, width, dark):
+        """Another window and another colour scheme."""
+        self.browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.wait(f"matchMedia('(prefers-color-scheme: {'dark' if dark else 'light'})').matches && innerWidth === {width}")
+
     def set(self, name, value):
         self.run(f"(input => {{ input.value = {value}; input.dispatchEvent(new Event('input')) }})(document.getElementById('{name}'))")
 
@@ -223,7 +237,8 @@ def test_the_page_in_a_browser(server, browse):
     assert page.run("['strip', 'nearest'].map((name) => document.getElementById(name).querySelectorAll('img').length)") == [9, 8]
     for name, value, expected in (("trunc", 0.5, "trunc=0.5"), ("class", 1, "class=1"), ("seed-slider", 17, "seed=17"), ("t", 0.25, "t=0.25")):
         page.set(name, value)
-        assert expected in page.run("document.getElementById('picture').src") and expected in page.run("location.hash")
+        assert expected in page.run("document.getElementById('picture').src")
+        page.wait(f"location.hash.includes('{expected}')")
     page.wait(MAP_IS_THERE)
     assert "have near images" in page.run("document.getElementById('map-note').textContent")
     canvas = "document.getElementById('map')"
@@ -245,6 +260,74 @@ def test_a_click_shows_a_latent_and_the_far_one_with_the_nearest_image(server, b
     page.wait("location.hash.includes('layout=z') && document.getElementById('picture').src.includes('space=w')")
 
 
+KEY = "document.getElementById('map').dispatchEvent(new KeyboardEvent('keydown', { key: '%s', cancelable: true }))"
+
+
+def test_keys_lead_over_the_map(server, browse):
+    page = browse(f"{server.url}#class=1&seed=123456")
+    page.wait(MAP_IS_THERE)
+    assert "123456 is not on the map" in page.run("document.getElementById('map').ariaValueText")
+    page.press("map", "Home")
+    for key, axis, sign in (("ArrowRight", 0, 1), ("ArrowLeft", 0, -1), ("ArrowUp", 1, -1), ("ArrowDown", 1, 1)):
+        before = page.run("view.seed")
+        points = page.run("places()")
+        page.press("map", key)
+        moves = {seed: [to - at for to, at in zip(point, points[before], strict=True)] for seed, point in enumerate(points)}
+        there = [seed for seed, move in moves.items() if move[axis] * sign > 0 and abs(move[1 - axis]) <= abs(move[axis])]
+        assert page.run("view.seed") == min(there, key=lambda seed: math.hypot(*moves[seed]), default=before)
+        assert page.run("view.to === map.partners[view.seed]")
+    for key, seed in (("End", LATENTS - 1), ("PageUp", LATENTS - 1), ("PageDown", LATENTS - 2), ("Home", 0), ("PageDown", 0), ("PageUp", 1)):
+        assert not page.run(KEY % key), "the page scrolls as well"
+        assert page.run("(map => [map.ariaValueNow, map.ariaValueText.split(':')[0]])(document.getElementById('map'))") == [str(seed), f"Seed {seed}"]
+    assert page.run(KEY % "Tab"), "there is no way out"
+
+
+SLIDERS = "['seed', 'to'].map((name) => [name, name + '-slider'].map((id) => document.getElementById(id).value).join())"
+
+
+def test_controls_say_what_they_are_and_where_they_stand(server, browse):
+    page = browse(f"{server.url}#class=1&seed=123456&to=4294967295")
+    nodes = page.browser.call("Accessibility.getFullAXTree")["nodes"]
+    named = [(node["role"]["value"], node["name"]["value"].strip()) for node in nodes if node.get("role") and node.get("name")]
+    controls = {kind: {name for role, name in named if role == kind} for kind in ("slider", "spinbutton", "radio", "button")}
+    assert controls["slider"] == {"Seed A, slider", "Seed B, slider", "A to B", "Class", "Truncation", "Latent on the map"}
+    assert controls["spinbutton"] == {"Seed A", "Seed B"} and "" not in controls["radio"] | controls["button"]
+    assert page.run(SLIDERS) == ["123456,123456", "4294967295,4294967295"]
+    page.press("seed-slider", "ArrowRight")
+    page.press("to-slider", "ArrowLeft")
+    assert page.run(SLIDERS) == ["123457,123457", "4294967294,4294967294"]
+    page.run("location.hash = 'seed=7&class=1'")  # as pasted into the open page: what it does not say is as in a new one
+    page.wait("location.hash.includes('seed=7&to=1&t=0&space=z&class=1&trunc=1')")
+    assert page.run(SLIDERS) == ["7,7", "1,1"] and "seed=7&" in page.run("document.getElementById('picture').src")
+
+
+CONTRASTS = """[...document.querySelectorAll('h1, .note, summary, dd, figcaption, button')].map((element) => {
+  const light = (text) => text.match(/[0-9.]+/g).slice(0, 3).map((value) => value / 255)
+    .reduce((sum, value, at) => sum + [0.2126, 0.7152, 0.0722][at] * (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4), 0.05);
+  const pair = [light(getComputedStyle(element).color), light(getComputedStyle(document.body).backgroundColor)];
+  return element.matches('#controls button') ? 21 : Math.max(...pair) / Math.min(...pair);  // those are the browser's own
+})"""
+
+
+def test_small_windows_dark_ones_and_those_without_a_script(server, browse):
+    page = browse(f"{server.url}#class=1&seed=123456&to=4294967295&t=0.5")
+    page.wait(MAP_IS_THERE)
+    page.wait("document.body.dataset.nearest === 'ready'")
+    assert NEAREST_K == 3 and "third nearest" in page.run("document.getElementById('words').textContent")
+    page.run("document.getElementById('words').open = true")
+    drawn = []
+    for width, dark in ((1280, False), (375, True), (320, False)):
+        page.show(width, dark)
+        assert page.run("document.documentElement.scrollWidth") <= width
+        assert min(page.run(CONTRASTS)) >= 4.5
+        drawn.append(page.run("new Promise(requestAnimationFrame).then(() => document.getElementById('map').toDataURL())"))
+    assert drawn[0] == drawn[2] != drawn[1]
+    page.browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    page.browser.call("Page.reload")
+    page.wait("document.querySelector('noscript p')?.getBoundingClientRect().height > 0")
+    assert page.run("document.getElementById('main').getBoundingClientRect().height") == 0
+
+
 def test_a_broken_address_of_the_page_shows_the_page(server, browse):
-    page = browse(f"{server.url}#seed=-5&to=x&t=7&class=99&trunc=NaN&layout=no&space=<script>&other=1")
+    page = browse(f"{server.url}#seed=-5&to=x&t=7&class=99&trunc=NaN&layout=no&space=<script>&other=1&constructor=2")
     assert page.run("document.getElementById('picture').src").endswith("/image.png?class=2&trunc=0&seed=0&to=0&t=1&space=z")

@@ -181,7 +181,7 @@ def test_either_way_of_going_on_takes_another_length(place, tmp_path, again):
 
 
 def options_of(arguments):
-    from experiments.images.commands import parse_options
+    from experiments.images.planned_config import parse_options
 
     return *parse_options(arguments), CPU
 

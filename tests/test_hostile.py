@@ -30,10 +30,10 @@ from torch_utils.safe_pickle import PickleMachine, RefusedPickle
 from training import config, dataset_archives
 from training.dataset import ImageFolderDataset
 from training.dataset_archives import read_cifar10, read_mnist
+from training.generator_cli import load_generator
 from training.image_store import ZipStore, decode_array, open_store
 from training.networks import Discriminator, Generator, build_network, load_network, network_record
 from training.projection import read_projection
-from training.trained import load_generator
 
 GOLDEN = "tests/data/sg2_network.pkl"
 

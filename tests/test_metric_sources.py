@@ -60,11 +60,11 @@ def saved(scripts, tmp_path):
     def run(data, name="saved", labels=True, **changes):
         network = get_detector(str(scripts / "detector.pt"), CPU)
         side = data_side(data)
-        want = side.want(network, Rows, len(data), sampled=False)
-        rows = side.collect({want: network}, PassOptions(64, CPU))[want]["rows"]
-        facts = {"detector": network.name, "digest": network.digest, "resize": network.resize, "source": want.source} | changes
+        request = side.request(network, Rows, len(data), sampled=False)
+        rows = side.collect({request: network}, PassOptions(64, CPU))[request]["rows"]
+        facts = {"detector": network.name, "digest": network.digest, "resize": network.resize, "source": request.source} | changes
         path = tmp_path / f"{name}.safetensors"
-        save_features(FeatureFile(path, rows, side.labels(want) if labels else None, **facts, image_size=side.image_size()))
+        save_features(FeatureFile(path, rows, side.labels(request) if labels else None, **facts, image_size=side.image_size()))
         return FileSide(load_features(path))
 
     return run

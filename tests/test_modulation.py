@@ -215,6 +215,106 @@ def test_operands_of_another_type_are_refused(native_ops, device, layout):
         ops.epilogue_backward(dy.bfloat16(), x, scale, noise, bias, 0.2, 1.4, -1.0)
 
 
+SHAPES = {
+    "styles": [(1, 4), (2, 3), (2, 4, 1)],
+    "noise": [(3, 1, 3, 5), (2, 4, 3, 5), (1, 1, 1, 1), (3, 5)],
+    "bias": [(1,), (2, 4)],
+    "x": [(2, 4, 15)],
+}
+
+
+@places
+@pytest.mark.parametrize("policy", ["native", "reference"])
+@pytest.mark.parametrize(("operand", "shape"), [(name, shape) for name, shapes in SHAPES.items() for shape in shapes], ids=str)
+def test_operands_of_other_shapes_are_refused(native_ops, policy, operand, shape, device, layout):
+    """The reference would broadcast some; the native passes would read beside them."""
+    backend.set_policy(policy)
+    x, scale, noise, bias, _ = operands(5, 2, 4, 3, 5, device=device, layout=layout)
+    given = {"x": x, "styles": scale, "noise": noise, "bias": bias} | {operand: torch.ones(shape, device=device)}
+    with pytest.raises(ValueError, match=r"takes styles or scale \[N, C\], noise \[N or 1, 1, H, W\].*; found x \["):
+        epilogue(*given.values(), act="lrelu")
+    if operand in ("x", "styles"):
+        with pytest.raises(ValueError, match="found x"):
+            modulate(given["x"], given["styles"])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_gradients_of_other_shapes_are_refused(native_ops, device):
+    from torch_utils.ops.native_modulation import ops
+
+    backend.implementation("cpu")
+    x, scale, noise, bias, dy = (t.to(device) for t in operands(5, 2, 4, 3, 5))
+    settings = 0.2, 1.4, -1.0
+    for call in (
+        lambda: ops.modulate(x, scale[:1]),
+        lambda: ops.modulate_backward(dy[:1], x, scale),
+        lambda: ops.epilogue(x, scale, noise, bias[:1], *settings),
+        lambda: ops.epilogue_backward(dy[..., :4], x, scale, noise, bias, *settings),
+        lambda: ops.epilogue_backward(dy, x, scale, noise[:, :, :1], bias, *settings),
+    ):
+        with pytest.raises(ValueError, match="gradient as x; found x"):
+            call()
+
+
+@places
+@pytest.mark.parametrize("act", sorted(SLOPES))
+def test_derivatives_at_the_kinks_are_those_of_the_reference(native_ops, act, device, layout):
+    """Of the clamp and of the activation: exactly there, where every number has an exact binary form."""
+    values = torch.tensor([0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.25, -1.25], device=device)
+    x = values.repeat(2, 6, 1).view(2, 6, 2, 4).contiguous(memory_format=layout)
+    ones = torch.ones(2, 6, device=device)
+    for gain, clamp in ((1.0, 1.0), (2.0, 1.0), (0.5, 0.0), (-1.0, 1.0)):
+
+        def function(*tensors, gain=gain, clamp=clamp):
+            return epilogue(*tensors, act=act, gain=gain, clamp=clamp)
+
+        inputs = (x, ones, torch.zeros(2, 1, 2, 4, device=device), torch.zeros(6, device=device))
+        found, expected = (gradients(policy, function, inputs, torch.ones_like(x)) for policy in ("native", "reference"))
+        assert_near(found, expected, 1e-6)
+
+
+@places
+@pytest.mark.parametrize("act", ["lrelu", "relu", "linear", "tanh"])
+@pytest.mark.parametrize("gain", [0.0, -0.7])
+def test_gains_of_zero_and_less(native_ops, act, gain, device, layout):
+    *inputs, dy = operands(11, 2, 6, 5, 5, torch.float64, device=device, layout=layout)
+    x, scale, noise, bias = inputs
+
+    def function(*tensors):
+        return epilogue(*tensors, act=act, gain=gain, clamp=0.9)
+
+    u = x * scale[:, :, None, None] + noise + bias[:, None, None]
+    shape = {"lrelu": lambda u: torch.where(u > 0, u, 0.2 * u), "relu": torch.relu, "linear": lambda u: u, "tanh": torch.tanh}[act]
+    found, expected = gradients("native", function, inputs, dy), gradients("reference", function, inputs, dy)
+    torch.testing.assert_close(expected[0].detach(), (gain * shape(u)).clamp(-0.9, 0.9))
+    assert_near(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_compiled_in_one_graph(native_ops, differentiable):
+    """Made of PyTorch's operators where it may be differentiated, else of the native ops."""
+    seen = set()
+
+    def look(graph, inputs):
+        seen.update(str(node.target).removesuffix(".default") for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    def layer(x, scale, noise, bias):
+        return epilogue(modulate(x, scale), scale, noise, bias, act="lrelu", clamp=1.5)
+
+    *inputs, dy = operands(12, 2, 6, 4, 5)
+    inputs = [t.requires_grad_() for t in inputs]
+    torch.compiler.reset()
+    with torch.set_grad_enabled(differentiable):
+        found = torch.compile(layer, fullgraph=True, backend="aot_eager" if differentiable else look)(*inputs)
+        expected = layer(*inputs)
+    if differentiable:
+        found, expected = ([y, *torch.autograd.grad(y, inputs, dy)] for y in (found, expected))
+        assert_near(found, expected, 1e-5)
+    else:
+        assert torch.equal(found, expected) and {"pairing_gan.modulate", "pairing_gan.epilogue"} <= seen
+
+
 @places
 def test_opcheck(native_ops, device, layout):
     from torch_utils.ops.native_modulation import ops

@@ -5,11 +5,14 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from dnnlib import UserError
 from torch_utils import custom_ops
 from torch_utils.ops import backend
+from torch_utils.ops.autograd_calls import composed
 from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.modulation import epilogue, modulate
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d, upsample2d
 from torch_utils.toolchain import BuildError
 
@@ -93,6 +96,78 @@ def test_a_gradient_penalty_by_torch_func_equals_the_one_by_autograd(how):
     assert_all_near(found, expected)
 
 
+def scaled_op(op):
+    """What an op makes of operands that a number scales, as a function of the number."""
+    x, _, b, f = (t.detach() for t in layer_inputs())
+    styles, noise = x[:, :, 0, 0].exp(), x[:, :1].contiguous()
+    return {
+        "upfirdn2d": lambda w: upsample2d(x * w, f),
+        "bias_act": lambda w: bias_act(x * w, b * w, act="tanh"),
+        "modulate": lambda w: modulate(x * w, styles * w),
+        "epilogue": lambda w: epilogue(x * w, styles * w, noise, b * w, act="lrelu", clamp=2),
+    }[op]
+
+
+each_op = pytest.mark.parametrize("op", ["upfirdn2d", "bias_act", "modulate", "epilogue"])
+
+
+@each_op
+def test_an_outer_derivative_by_torch_func_reaches_a_branch_that_the_inner_one_does_not(op):
+    x, w, branch = torch.tensor([0.5, -1.5]), torch.tensor(1.3, requires_grad=True), scaled_op(op)
+
+    def penalty(w):
+        return torch.func.grad(lambda x: branch(w).square().sum() * x.square().sum())(x).square().sum()
+
+    written_out = 4 * x.square().sum() * branch(w).square().sum() ** 2
+    expected = torch.autograd.grad(written_out, w)
+    assert_all_near(torch.autograd.grad(penalty(w), w), expected)
+    assert_all_near([torch.func.grad(penalty)(w.detach())], expected)
+
+
+@each_op
+def test_tangents_pass_in_forward_mode(op):
+    w, direction, function = torch.tensor(1.3, requires_grad=True), torch.tensor(2.0), scaled_op(op)
+    (slope,) = torch.autograd.grad(function(w).square().sum(), w)
+    _, by_func = torch.func.jvp(lambda w: function(w).square().sum(), (w.detach(),), (direction,))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(w.detach(), direction)
+        by_level = forward_ad.unpack_dual(function(dual).square().sum()).tangent
+    assert_all_near([by_func, by_level], [2 * slope] * 2)
+
+
+@each_op
+def test_tangents_of_a_gradient_pass_or_are_refused(op):
+    """Where the op has been applied before, outside of forward mode."""
+    w = torch.tensor(1.3, requires_grad=True)
+    y = scaled_op(op)(w)
+    dy, direction = torch.randn(y.shape), torch.randn(y.shape)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(dy, direction)
+        if op == "bias_act":
+            with pytest.raises(NotImplementedError, match="jvp"):
+                torch.autograd.grad(y, w, dual, retain_graph=True)
+            return
+        tangent = forward_ad.unpack_dual(torch.autograd.grad(y, w, dual, retain_graph=True)[0]).tangent
+    assert_all_near([tangent], torch.autograd.grad(y, w, direction))
+
+
+@each_op
+def test_gradients_of_each_sample_by_vmap(op):
+    ws, function = torch.tensor([1.3, -0.4]), scaled_op(op)
+    slope = torch.func.grad(lambda w: function(w).square().sum())
+    assert_all_near(torch.vmap(slope)(ws), [slope(w) for w in ws])
+
+
+def test_without_transforms_nothing_keeps_the_native_ops_out():
+    """In particular, this torch has what tells so."""
+    assert not composed()
+    within = []
+    torch.vmap(lambda x: (within.append(composed()), x)[1])(torch.zeros(2))
+    with forward_ad.dual_level():
+        within.append(composed())
+    assert within == [True, True] and not composed()
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("last", [False, True])
 def test_the_registrations_are_sound(device, last):
@@ -151,6 +226,23 @@ def test_work_is_done_on_the_stream_at_hand():
     assert torch.equal(result, expected)
 
 
+@pytest.mark.gpu
+def test_work_is_done_on_the_device_of_the_operands():
+    """Whichever is the current one."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("takes two GPUs")
+    *inputs, f = layer_inputs("cuda:1")
+    with torch.cuda.device(0):
+        gradients = torch.autograd.grad(layer(*inputs, f), inputs)
+        x, styles = inputs[0].detach(), inputs[0][:, :, 0, 0].detach()
+        passed = epilogue(modulate(x, styles), styles, act="lrelu")
+    assert all(t.device == torch.device("cuda:1") for t in (*gradients, passed))
+    *on_cpu, f = layer_inputs()
+    assert_all_near([t.cpu() for t in gradients], torch.autograd.grad(layer(*on_cpu, f), on_cpu))
+    x, styles = x.cpu(), styles.cpu()
+    torch.testing.assert_close(passed.cpu(), epilogue(modulate(x, styles), styles, act="lrelu"))
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_gradient_of_a_gradient_looks_for_no_derivative_where_there_is_none():
     """The incoming gradient is a constant, as a path length's; the activation's derivative is one, too, although it is made from what is not."""
@@ -161,11 +253,11 @@ def test_a_gradient_of_a_gradient_looks_for_no_derivative_where_there_is_none():
 
 
 def test_operands_on_another_device_are_refused():
-    from torch_utils.ops import native
+    from torch_utils.ops import native_upfirdn2d
 
     x, f = torch.randn(1, 2, 6, 6), setup_filter([1, 3, 3, 1])
     with pytest.raises(RuntimeError, match="native upfirdn2d: operands are on cpu and on meta"):
-        native._run_upfirdn2d(x, f.to("meta"), (1, 1), (1, 1), (1, 2, 1, 2), True, 1.0)
+        native_upfirdn2d._run(x, f.to("meta"), (1, 1), (1, 1), (1, 2, 1, 2), True, 1.0)
 
 
 def test_operands_of_another_type_are_refused():
@@ -175,6 +267,19 @@ def test_operands_of_another_type_are_refused():
         ops.upfirdn2d(x, f.double(), [1, 1], [1, 1], [0] * 4, False, 1.0)
     with pytest.raises(RuntimeError, match=r"native bias_act: an operand is torch\.float64 where torch\.float32 belongs"):
         ops.bias_act_backward(x.double(), x, None, None, *spec)
+
+
+def test_operands_of_shapes_that_do_not_belong_together_are_refused():
+    x, b, spec = torch.randn(2, 8, 6, 6), torch.randn(8), (1, 8, 0.0, 1.5, 0.8)
+    ops = torch.ops.pairing_gan
+    backend.implementation("cpu")
+    for call in (
+        lambda: ops.bias_act(x, b[:7], *spec),
+        lambda: ops.bias_act_backward(x[:1], x, b, None, *spec),
+        lambda: ops.bias_act_double_backward(x, x[:1], x, None, *spec),
+    ):
+        with pytest.raises(ValueError, match="native bias_act: operands are of one shape, but for a bias along axis 1; found"):
+            call()
 
 
 def test_a_compiler_is_asked_for_the_very_strides():

@@ -156,6 +156,12 @@ def test_separable_equals_outer_product():
     near(upsample2d(x, setup_filter(taps)), upsample2d(x, setup_filter(taps, separable=False)), 1e-5)
 
 
+@pytest.mark.parametrize("separable", [False, True])
+def test_upfirdn2d_of_a_negative_gain_is_that_of_the_positive_one_negated(separable):
+    x, f = torch.randn(2, 3, 8, 7), setup_filter([1, 3, 3, 1], separable=separable)
+    assert torch.equal(upfirdn2d(x, f, up=2, padding=2, gain=-4), -upfirdn2d(x, f, up=2, padding=2, gain=4))
+
+
 def test_empty_batch_and_bad_arguments():
     f = setup_filter([1, 3, 3, 1])
     assert upsample2d(torch.zeros(0, 3, 8, 8), f).shape == (0, 3, 16, 16)
@@ -166,6 +172,7 @@ def test_empty_batch_and_bad_arguments():
         lambda: bias_act(torch.zeros(2, 3), torch.zeros(4)),
         lambda: bias_act(torch.zeros(2, 3), act="gelu"),
         lambda: setup_filter([]),
+        lambda: setup_filter([1, 1], separable=True, gain=-1),
     ):
         with pytest.raises(ValueError):
             call()

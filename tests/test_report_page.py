@@ -11,8 +11,8 @@ from report_runs import CLAIMS, COLUMNS, FIGURES, KIMG, PAPER, cells_of, make_ta
 
 from dnnlib import UserError
 from experiments.report import axes
-from experiments.report.charts import style
 from experiments.report.figures import kind_of, title_of
+from experiments.report.looks import style
 from experiments.report.markup import VOID, Markup, element, join, number, with_spread
 from experiments.report.page import HTML_FILE, JSON_FILE, MARKDOWN_FILE, make_page
 from experiments.report.plain import numbers_of
@@ -135,7 +135,9 @@ def test_numbers_over_training_are_means_of_the_runs(example):
     for (method, kimg), cells in rows.items():
         for name, text in zip(header[3:], cells, strict=True):
             values = [run.figures[name.split()[0]][kimg] for run in runs if run.method == method]
-            assert text == with_spread(np.mean(values), np.std(values, ddof=1))
+            mean = np.mean(values)
+            lowest, highest = (number(value, like=mean) for value in (min(values), max(values)))
+            assert text == f"{with_spread(mean, np.std(values, ddof=1))} [{lowest} to {highest}]"
 
 
 def test_points_of_charts_lie_where_the_values_say(example):
@@ -171,7 +173,8 @@ def test_a_short_budget_is_not_passed_off_for_the_published_one(tmp_path):
 
 def test_the_verdict_and_claims_are_told(example):
     text = read(example[0]).text
-    assert "Of 3 claims under the short budget, C4 holds, C5 does not hold and C4b is undecided." in text
+    assert "Holds: “Pairing raises coverage” (C4). Does not hold: “With ADA nothing changes” (C5). Undecided: “Mode seeking loses" in text
+    assert "Budget short: 60 kimg; 60 kimg, where the published runs take 8,000." in text
     assert "coverage passes: +0.030 [0.020, 0.040]" in text
 
 
@@ -192,7 +195,7 @@ def test_any_runs_make_a_page_without_tables(tmp_path):
     runs = [write_run(tmp_path / name, name, seed, number) for number, (name, seed) in enumerate([("first", 0), ("second", 0)])]
     path = make_page([], runs, tmp_path / "deep" / "out")
     page = read(path)
-    assert "Coverage at 60 kimg: 0.380 (first), 0.410 (second)." in page.text
+    assert "Coverage at 60 kimg: 0.380 (first), 0.410 (second); one seed each." in page.text
     assert [attributes["id"] for attributes in page.all("section")] == ["training", "samples", "cost", "runs"]
 
 
@@ -200,7 +203,8 @@ def test_many_runs_with_long_names_are_numbered(tmp_path):
     runs = [write_run(tmp_path / str(number), "Pairing-GAN", 0, number) for number in range(5)]
     path = make_page([], runs, tmp_path / "out")
     text = read(path).text
-    assert "Coverage at 60 kimg reaches from 0.380 (Pairing-GAN, pairing_weight 0.0) to 0.500 (Pairing-GAN, pairing_weight 0.2)." in text
+    ends = [f"{value} (Pairing-GAN, pairing_weight {weight})" for value, weight in (("0.380", "0.0"), ("0.500", "0.2"))]
+    assert f"Coverage at 60 kimg reaches from {' to '.join(ends)}; one seed each." in text
     labels = re.findall(r'<text [^>]*class="label [^>]*>([^<]*)<', path.read_text(encoding="utf-8"))
     assert {f"no. {number}" for number in range(1, 6)} == set(labels)
     assert all(f"no. {number}: Pairing-GAN, pairing_weight" in text for number in range(1, 6))
@@ -267,11 +271,11 @@ def test_the_same_data_give_the_same_bytes(tmp_path, example):
 
 
 def test_no_two_of_two_dozen_series_look_alike(tmp_path):
-    styles = {style(types.SimpleNamespace(colour=number)) for number in range(24)}
+    styles = {style(types.SimpleNamespace(look=number)) for number in range(24)}
     assert len(styles) == 24
     page = make_page([], [write_run(tmp_path / "00000-run", "StyleGAN2", 0)], tmp_path / "out").read_text(encoding="utf-8")
     for name in {name for each in styles for name in each.split()[1:]}:
-        assert f".{name} .leg {{" in page and f".{name} .swatch {{" in page
+        assert f".{name} .leg, .{name} .line {{" in page
 
 
 def test_a_run_that_was_made_twice_is_no_second_seed(tmp_path):

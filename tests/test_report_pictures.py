@@ -59,3 +59,22 @@ def test_blocks_are_whole_cells_of_the_sheet(tmp_path):
     (study,), _ = find_studies([write_run(tmp_path / "run", "a", 0)])
     (gallery,) = samples.make_galleries([study], [])
     assert gallery.reals[0].image.size == (8 * 16, 6 * 16) and "6 rows of 8 images, a class per row" in gallery.reals[0].alt
+
+
+def test_pictures_that_are_stored_smaller_say_so(tmp_path):
+    (study,), _ = find_studies([write_run(tmp_path / "run", "a", 0)])
+    galleries = samples.make_galleries([study], [])
+    assert samples.reduced_words(galleries) is None and samples.reduced_words([]) is None
+    for picture in galleries[0].pictures:
+        picture.scale = 0.5
+    assert "at 50% of their resolution (8 pixels for 16) and drawn larger" in samples.reduced_words(galleries)
+
+
+def test_what_is_written_under_pairs_is_text_on_the_page(tmp_path):
+    run = write_run(tmp_path / "runs" / "one", "one", 0)
+    write_sheet(run.path / "look-uncovered.png", 9)
+    pair = {"real": 1359, "fake": 1214, "distance": 8.1678, "scale": 2.0229, "stands_for": 429, "ratio": None}
+    (run.path / "look.json").write_text(json.dumps({"num_uncovered": 1, "num_real": 2, "k": 5, "uncovered": [pair, pair | {"ratio": 4.0377}]}))
+    html = make_page([], [run], tmp_path).read_text(encoding="utf-8")
+    told = [f"real 1359, generated 1214: 8.168, {ratio} radii; 1 of 429 like it" for ratio in ("–", "4.038")]
+    assert all(f"<li>{words}</li>" in html for words in told)

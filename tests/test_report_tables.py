@@ -58,6 +58,8 @@ def test_a_difference_whose_interval_leaves_out_0_is_marked_as_better_or_worse(t
     html = make_page([dataclasses.replace(make_table(write_runs(tmp_path / "runs", seeds=1)), differences=(one,))], [], tmp_path).read_text("utf-8")
     block = html[html.index('class="numbers differences"') :].partition("</table>")[0]
     assert re.findall(r'<td class="(\w+)"', block) == ([mark] if mark else [])
+    assert re.findall(r'<span class="way">(\w+)<', block) == ([mark] if mark else [])  # said, too, for who sees no colours
+    assert f"in {int(bool(mark))} of these {int(interval is not None)}," in html if interval else "Bold:" not in html
     (zero,) = re.findall(r'<line x1="([\d.]+)" x2="\1" [^>]*class="zero"', block)
     (dot,) = re.findall(r'<circle cx="([\d.]+)"', block)
     assert float(zero) == 48 and (float(dot) > 48) == (mean > 0)
@@ -86,17 +88,22 @@ def test_the_glance_shows_every_method_once_at_its_longest_training(tmp_path):
     same = with_differences(table, *compared("500 images", 300, 3, "recall", "FID"), *compared("500 images", 150, 3, "FID", method="other"))
     latents = with_differences(table, *compared("all images", 60, 3, "recall", "collision"))
     columns, places = glance_of([few, same, latents])
-    assert columns == table.columns and list(places) == ["500 images, 300 kimg", "500 images, 150 kimg", "all images, 60 kimg"]
+    assert columns == ("coverage", "recall", "precision", "FID")
+    assert list(places) == ["500 images, 150 kimg", "500 images, 300 kimg", "all images, 60 kimg"]
     assert [(row.method, row.seeds, list(row.found)) for rows in places.values() for row in rows] == [
-        ("Pairing-GAN", (3,), ["recall", "FID"]),
+        ("Pairing-GAN", (7,), ["recall", "FID"]),
         ("other", (3,), ["FID"]),
+        ("Pairing-GAN", (3,), ["recall", "FID"]),
         ("Pairing-GAN", (3,), ["recall"]),
     ]
     path = make_page([few, same, latents], [], tmp_path)
     shown = cells_of(path, "numbers differences glance")
-    assert shown[1:3] == [["500 images, 300 kimg"], ["Pairing-GAN − StyleGAN2", "–", "+0.100 [0.050, 0.150]", "–", "+0.100 [0.050, 0.150]", "3"]]
+    cells = ["+0.100 [0.050, 0.150]", "–", "+0.100 [0.050, 0.150]"]
+    better, _, worse = (f"{cell} {way}".strip() for cell, way in zip(cells, ("better", "", "worse"), strict=True))
+    assert shown[1:3] == [["500 images, 150 kimg"], ["Pairing-GAN − StyleGAN2", "–", better, "–", worse, "7"]]
     told = (tmp_path / MARKDOWN_FILE).read_text(encoding="utf-8").partition("## At a glance")[2].partition("##")[0]
-    assert [cell.strip().replace("\\", "") for cell in told.splitlines()[6].strip("|").split("|")] == ["500 images, 300 kimg", *shown[2]]
+    line = [cell.strip().replace("\\", "") for cell in told.splitlines()[6].strip("|").split("|")]
+    assert line == ["500 images, 150 kimg", shown[2][0], "–", *cells, "7"]
 
 
 def test_the_glance_keeps_budgets_apart_and_leaves_a_single_place_to_its_table(tmp_path):
@@ -155,3 +162,24 @@ def test_single_classes_have_tables_of_the_worst(tmp_path, monkeypatch):
     assert "the 3 worst of 11" in page.read_text() and "11.00 ± 1.41" not in page.read_text()
     assert "the 3 worst of 11" in page.with_suffix(".md").read_text()
     assert class_tables(find_studies(write_runs(tmp_path / "others", seeds=1))[0][0]) == []
+
+
+def test_runs_outside_of_the_page_are_named_without_the_folders_of_the_machine(tmp_path):
+    make_page([], [write_run(tmp_path / "elsewhere" / "runs" / "one", "one", 0)], tmp_path / "out")
+    for name in (HTML_FILE, MARKDOWN_FILE, JSON_FILE):
+        text = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        assert "runs/one" in text and str(tmp_path) not in text
+
+
+def test_a_table_has_one_link_per_run(tmp_path):
+    """Every further one is a stop of the keyboard on the way to what follows."""
+    runs = write_runs(tmp_path / "runs")
+    html = make_page([make_table(runs)], [], tmp_path).read_text(encoding="utf-8")
+    table = html[html.index('class="figures"') :].partition("</table>")[0]
+    assert re.findall(r'<a href="#(run-\d+)"', table) == [f"run-{number}" for number in range(1, len(runs) + 1)]
+
+
+def test_the_figures_of_a_page_are_explained(tmp_path):
+    html = make_page([make_table(write_runs(tmp_path / "runs", seeds=1))], [], tmp_path).read_text(encoding="utf-8")
+    told = re.findall(r"<dt>(\w+)</dt> <dd>", html[html.index('class="glossary"') :].partition("</details>")[0])
+    assert told == ["Coverage", "Precision", "Recall", "FID"]

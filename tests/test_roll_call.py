@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from torch_utils.roll_call import KEY, LOST, RECENT, Line, Member, Pace, judge
+from torch_utils.roll_call import KEY, LOST, RECENT, JsonConnection, Member, Pace, judge
 
 LIMIT = 40.0
 
@@ -105,7 +105,7 @@ def tcp_pair():
     with socket.create_server(("localhost", 0)) as server:
         there = socket.create_connection(server.getsockname())
         here, _ = server.accept()
-    return Line(here), Line(there)
+    return JsonConnection(here), JsonConnection(there)
 
 
 # Whole processes. They know nothing of torch, so they start at once; the store is a folder.
@@ -273,7 +273,7 @@ def test_a_stranger_who_knocks_is_no_rank(ranks, tmp_path):
         time.sleep(0.01)
     port, _ = json.loads((tmp_path / KEY).read_text())
     with socket.create_connection(("localhost", port)) as stranger:
-        Line(stranger).send(token="guessed", rank=2, host="elsewhere")
+        JsonConnection(stranger).send(token="guessed", rank=2, host="elsewhere")
         assert ends_of(ranks("none:all", numbers=[2])) == [(0, "")] * 3
 
 

@@ -8,10 +8,10 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-# From the ground up; a module imports from floors below its own, and from its own package.
-FLOORS = [["dnnlib"], ["torch_utils"], ["pairing"], ["metrics"], ["training"], ["experiments"], ["bench"]]
-PACKAGES = {name: height for height, floor in enumerate(FLOORS) for name in floor}
-ROOF = len(FLOORS)
+# From the lowest up; a module imports from layers below its own, and from its own package.
+LAYERS = [["dnnlib"], ["torch_utils"], ["pairing"], ["metrics"], ["training"], ["experiments"], ["bench"]]
+PACKAGES = {name: height for height, layer in enumerate(LAYERS) for name in layer}
+COMMANDS = len(LAYERS)  # the layer of the commands, above all packages
 MAX_LINES = 450
 MAX_FUNCTION_LINES = 60
 
@@ -34,9 +34,9 @@ def tree_of(path):
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def floor_of(path):
-    """Height of a file: its package's, or the roof for the commands."""
-    return PACKAGES.get(path.relative_to(ROOT).parts[0], ROOF)
+def layer_of(path):
+    """Height of a file: its package's, or that of the commands."""
+    return PACKAGES.get(path.relative_to(ROOT).parts[0], COMMANDS)
 
 
 def imported_packages(tree):
@@ -48,11 +48,11 @@ def imported_packages(tree):
             yield node.lineno, "." if node.level else node.module.split(".")[0]
 
 
-def uphill(tree, own, floor, commands):
+def uphill(tree, own, layer, commands):
     """Lines with imports from the same height in another package, from above, or relative ones."""
     for line, package in imported_packages(tree):
-        height = PACKAGES.get(package, ROOF if package in commands else -1)
-        if package == "." or package == "tests" or (package != own and height >= floor):
+        height = PACKAGES.get(package, COMMANDS if package in commands else -1)
+        if package == "." or package == "tests" or (package != own and height >= layer):
             yield f"{line}: {package}"
 
 
@@ -67,7 +67,7 @@ def test_imports_run_one_way():
     wrong = {}
     for path in LIBRARY:
         own = path.relative_to(ROOT).parts[0] if path.parent != ROOT else None
-        if found := list(uphill(tree_of(path), own, floor_of(path), commands)):
+        if found := list(uphill(tree_of(path), own, layer_of(path), commands)):
             wrong[path.relative_to(ROOT).as_posix()] = found
     assert not wrong
 

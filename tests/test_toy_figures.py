@@ -12,10 +12,13 @@ import torch
 from matplotlib.figure import Figure
 
 from dnnlib import UserError
+from experiments.paper.pictures import DRAWN_BY
 from experiments.toy.distributions import GRID, RING, VERTICAL, GaussianMixture
 from experiments.toy.figures import Extent, Panel, film_strip, latent_colours, save_figure, scatter_panels, smaller_png, target_extent
 from experiments.toy.figures_charts import RING_ANGLES, RING_LAYERS, HeatMap, cell_density, expansion_panels, heat_maps, latent_grid, ring_density
 from experiments.toy.figures_transport import transport_panels
+from experiments.toy.parts import Part
+from experiments.toy.studies import STUDIES
 
 N = 400
 
@@ -159,6 +162,18 @@ def test_expansion_shows_the_plane_right_way_up_with_its_folds():
     image = squeezed.images[0]
     assert image.origin == "lower" and (np.diff(np.asarray(image.get_array()), axis=0) > 0).all()
     assert folded.images[0].get_clim() == image.get_clim()
+
+
+def test_accuracies_of_different_tasks_have_axes_of_their_own_and_methods_keep_their_colour():
+    history = {name: torch.ones(3) for name in ("pairing weight", "accuracy", "pairing")} | {"step": torch.arange(3)}
+    names = ("GAN+Pairing+R1", "GAN+Pairing(binary)+R1", "GAN+Pairing(adaptive)+R1")
+    parts = {name: [Part("ring", name, seed, {}, [], {}, history) for seed in (0, 1)] for name in names}
+    axes = DRAWN_BY["weights"](STUDIES["ring"], parts).axes
+    shown = [{line.get_label(): line.get_color() for line in axis.lines if line.get_linewidth() > 1} for axis in axes]
+    assert [set(curves) for curves in shown] == [set(names), {names[0], names[2]}, {names[1]}, set(names)]
+    assert all(curves[name] == shown[0][name] for curves in shown for name in curves) and len(set(shown[0].values())) == 3
+    assert "chance 0.008" in axes[1].get_title() and "chance 0.5" in axes[2].get_title()
+    assert len(DRAWN_BY["weights"](STUDIES["ring"], {names[0]: parts[names[0]]}).axes) == 3
 
 
 def test_saved_twice_the_files_are_the_same_and_nothing_else_is_left(tmp_path):

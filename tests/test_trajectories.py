@@ -60,7 +60,6 @@ def test_points_rise_in_kimg_and_the_last_measurement_counts(tmp_path):
         "[]",
         '{"results": {"fid50k": 1.0}}',
         '{"results": {"fid50k": 1.0}, "snapshot_pkl": null}',
-        '{"results": {"fid50k": NaN}, "snapshot_pkl": "network-snapshot-000001.pkl"}',
         '{"results": {"fid50k": "x"}, "snapshot_pkl": "network-snapshot-000001.pkl"}',
         '{"results": {"fid50k": 1.0}, "snapshot_pkl": "network-snapshot-000001.pkl", "protocol": "mine"}',
         "\udcff",
@@ -73,6 +72,16 @@ def test_damaged_lines_are_named_by_file_and_number(tmp_path, damage):
         handle.write(damage + "\n")
     with pytest.raises(UserError, match=r"metric-fid50k\.jsonl, line 2"):
         runs.load_runs([folder])
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999"])
+def test_a_figure_that_is_not_finite_is_no_measurement(tmp_path, value):
+    folder = write_run(tmp_path / "a", {"fid50k": {0: 9.0}}, metric="fid50k")
+    with open(folder / "metric-fid50k.jsonl", "a") as handle:
+        for snapshot in (0, 1):
+            handle.write(f'{{"results": {{"fid50k": {value}}}, "snapshot_pkl": "network-snapshot-{snapshot:06d}.pkl"}}\n')
+    (run,) = runs.load_runs([folder])
+    assert values_of(run, "fid50k") == {0: 9.0}
 
 
 def test_a_network_that_tells_no_moment_has_no_place_in_curves(tmp_path):

@@ -14,7 +14,7 @@ from training.networks import Discriminator, Generator, load_network, network_re
 from training.networks.discriminator import count_freezable
 from training.options import Options
 from training.state import TrainingState
-from training.transfer import ONLY_HERE, ONLY_THERE, OTHER_SHAPE, begin, copy_matching
+from training.transfer import ONLY_HERE, ONLY_THERE, OTHER_SHAPE, copy_matching, initialize_networks
 
 STEPS = dict(batch=252, kimg=1, precision="fp32")  # 4 steps, in one precision on every machine
 LAST = "network-snapshot-000001.safetensors"
@@ -146,7 +146,7 @@ def test_resume_starts_from_a_snapshot(data, plain, tmp_path, capsys):
     """The networks of the file are there before the first step, and what the field changes for a transfer is changed."""
     run = train(data, tmp_path / "run", resume=str(plain / LAST), seed=7, **STEPS)
     source, state = load_network(plain / LAST), state_of(data, seed=7)
-    lines = begin(state, str(plain / LAST))
+    lines = initialize_networks(state, str(plain / LAST))
     for name in ("G", "D", "G_ema"):
         assert torch.equal(weights(getattr(state, name)), weights(source[name]))
     counts = {name: len(source[name].state_dict()) for name in ("G", "D")}
@@ -159,9 +159,9 @@ def test_resume_starts_from_a_snapshot(data, plain, tmp_path, capsys):
 def test_resume_takes_the_pairing_network_along(data, tmp_path):
     first = train(data, tmp_path / "first", pairing_weight=0.05, **STEPS)
     state = state_of(data, pairing_weight=0.05, seed=7)
-    assert [line.split(":")[0] for line in begin(state, str(first / LAST))] == [f"Resumed {names}" for names in ("G, G_ema", "D", "P")]
+    assert [line.split(":")[0] for line in initialize_networks(state, str(first / LAST))] == [f"Resumed {names}" for names in ("G, G_ema", "D", "P")]
     assert torch.equal(weights(state.P), weights(load_network(first / LAST).P))
-    assert len(begin(state_of(data), str(first / LAST))) == 2
+    assert len(initialize_networks(state_of(data), str(first / LAST))) == 2
 
 
 def test_a_run_on_larger_unlabelled_grey_images_starts_from_a_small_labelled_one(plain, tmp_path):
@@ -182,7 +182,7 @@ def test_resume_reads_a_network_of_stylegan2_ada_and_says_what_does_not_fit(tmp_
     args.G_kwargs.synthesis_kwargs.update(width)
     args.D_kwargs.update(width)
     state = TrainingState(args, ImageFolderDataset(pictures, use_labels=True), CPU)
-    lines = begin(state, GOLDEN)
+    lines = initialize_networks(state, GOLDEN)
     source = load_network(GOLDEN)
     assert any(re.search(r"mapping\.embed\.weight +48x6 +48x3 +other shape", line) for line in lines)
     assert torch.equal(state.G.synthesis.b32.conv0.weight, source.G.synthesis.b32.conv0.weight)
@@ -194,7 +194,7 @@ def test_resume_takes_a_url(data, plain, monkeypatch):
     asked = []
     monkeypatch.setattr(transfer, "fetch", lambda url: asked.append(url) or plain / LAST)
     state = state_of(data, seed=7)
-    begin(state, "https://example.org/network.safetensors")
+    initialize_networks(state, "https://example.org/network.safetensors")
     assert asked == ["https://example.org/network.safetensors"]
     assert torch.equal(weights(state.G), weights(load_network(plain / LAST).G))
 

@@ -11,6 +11,9 @@ import torch
 # Numbers of <malloc.h>.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 GROWTH = 1 << 26  # bytes by which the heap grows
+# Variables for a process that is to start. glibc gives blocks of over 128 KiB back to the system when they are freed, and a fresh page costs more
+# than the arithmetic done on it.
+MALLOC_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
 # How PyTorch's RuntimeErrors begin or go on where the system has refused memory.
 REFUSALS = ("can't allocate memory", "bad_alloc", "CUDA out of memory", "MPS backend out of memory")
 

@@ -100,7 +100,7 @@ def read_tensors(file: Any) -> dict[str, torch.Tensor]:
     """The tensors of an opened safetensors file, in memory of their own.
 
     Raises:
-        safetensors.SafetensorError: so many tensors, or such types of numbers, as no file of this project has.
+        safetensors.SafetensorError: more tensors, or other types of numbers, than any file of this project has.
     """
     names = list(file.keys())
     if len(names) > MAX_TENSORS:
@@ -144,17 +144,17 @@ def save_state(path: str | os.PathLike, state: Mapping[str, Any]) -> None:
             raise OSError(f"the file could not be written whole ({_first_line(error)})") from error
 
 
-def load_state(path: str | os.PathLike, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Reads what `save_state` wrote, with tensors on `device`; refuses anything but plain data and tensors.
+def load_state(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads what `save_state` wrote, with tensors on the CPU; refuses anything but plain data and tensors.
 
     Raises:
         UserError: the file is missing, damaged, or holds something else than a training state.
-        MemoryError, RuntimeError: there is no memory for it, here or on `device`.
+        MemoryError, RuntimeError: there is no memory for it.
     """
     path = _existing_file(path)
     try:
         check_archive(path)
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except RefusedPickle as error:
         raise UserError(f"{path} {error}; use another training state or a fresh copy") from error
     except OSError as error:

@@ -225,7 +225,7 @@ def mean_over_ranks_(value: torch.Tensor) -> torch.Tensor:
 
 
 def exchange_gradients(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-    """Averages gradients over ranks and makes them finite: NaN becomes 0, infinities +-1e5 (as in the field).
+    """Averages gradients over ranks and makes them finite: NaN becomes 0, infinities +-1e5 (as in StyleGAN2-ADA).
 
     All gradients go into one flat tensor, of which each parameter's .grad is a view afterwards: one message between ranks, and one
     kernel on a GPU where there would be one per parameter. A parameter without a gradient takes part with zeros, so that all ranks

@@ -120,7 +120,7 @@ def named(number: int, member: Member) -> str:
     return f"rank {number} ({member.host})"
 
 
-class Line:
+class JsonConnection:
     """One connection, on which both sides send JSON objects, each a line."""
 
     def __init__(self, connection: socket.socket):
@@ -180,7 +180,7 @@ class RollCall:
         self.own = Member(socket.gethostname())
         self.advice = advice
         self._members: dict[int, Member] = {}
-        self._lines: dict[int, Line] = {}
+        self._connections: dict[int, JsonConnection] = {}
         self._pace = Pace()
         self._leaving = threading.Event()
         try:
@@ -224,8 +224,8 @@ class RollCall:
         reason = "" if error is None else f"{' '.join(str(error).split())[:300] or type(error).__name__}"
         self._tell(bye=True, reason=reason, code=code, place=self.own.place)
         self._thread.join(2 * BEAT)
-        for line in self._lines.values():
-            line.socket.close()
+        for connection in self._connections.values():
+            connection.socket.close()
 
     # Coming together.
 
@@ -235,21 +235,21 @@ class RollCall:
         family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
         with socket.create_server(("", 0), family=family, backlog=size, dualstack_ipv6=family == socket.AF_INET6) as server:
             store.set(KEY, json.dumps([server.getsockname()[1], token]))
-            while len(self._lines) < size - 1:
+            while len(self._connections) < size - 1:
                 server.settimeout(max(end - time.monotonic(), 0.01))
                 try:
-                    line = Line(server.accept()[0])
+                    connection = JsonConnection(server.accept()[0])
                 except TimeoutError as error:
-                    missing = sorted(set(range(1, size)) - self._lines.keys())
+                    missing = sorted(set(range(1, size)) - self._connections.keys())
                     reason = f"{len(missing)} of {size} ranks, rank {missing[0]} first, did not come within {join_seconds:.0f} s"
                     self._tell(verdict=reason, code=LOST)
                     raise UserError(reason) from error
-                hello = line.wait(HELLO_SECONDS) or {}
+                hello = connection.wait(HELLO_SECONDS) or {}
                 if hello.get("token") == token:
-                    self._lines[int(hello["rank"])] = line
+                    self._connections[int(hello["rank"])] = connection
                     self._members[int(hello["rank"])] = Member(str(hello["host"]))
                 else:
-                    line.socket.close()  # no rank of this run
+                    connection.socket.close()  # no rank of this run
         self._members = {0: self.own, **dict(sorted(self._members.items()))}
         for member in self._members.values():
             member.heard = member.moved = time.monotonic()
@@ -258,20 +258,20 @@ class RollCall:
     def _find(self, store: Any, address: str, join_seconds: float) -> None:
         """Another rank connects to rank 0 and waits until all have."""
         port, token = json.loads(store.get(KEY))
-        line = Line(socket.create_connection((address, port), timeout=join_seconds))
-        line.send(token=token, rank=self.rank, host=self.own.host)
-        first = line.wait(join_seconds)
+        connection = JsonConnection(socket.create_connection((address, port), timeout=join_seconds))
+        connection.send(token=token, rank=self.rank, host=self.own.host)
+        first = connection.wait(join_seconds)
         if first is None or "verdict" in first:
             raise UserError("rank 0 has ended before all ranks had come" if first is None else first["verdict"])
-        self._lines[0] = line
+        self._connections[0] = connection
         self._members[0] = Member(address)
 
     # The thread.
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as selector:
-            for number, line in self._lines.items():
-                selector.register(line.socket, selectors.EVENT_READ, number)
+            for number, connection in self._connections.items():
+                selector.register(connection.socket, selectors.EVENT_READ, number)
             before = sent = time.monotonic()
             while not self._leaving.is_set():
                 for key, _ in selector.select(BEAT / 4):
@@ -292,12 +292,12 @@ class RollCall:
 
     def _tell(self, **message: Any) -> None:
         self.own.heard = time.monotonic()
-        for line in self._lines.values():
-            line.send(**message)
+        for connection in self._connections.values():
+            connection.send(**message)
 
     def _hear(self, number: int) -> bool:
         """Takes in what a rank has sent; False if it will send no more."""
-        messages = self._lines[number].receive()
+        messages = self._connections[number].receive()
         if self._leaving.is_set():  # what comes now answers this rank's own leave, which is to end it in its own way
             return False
         if messages is None:

@@ -24,6 +24,7 @@ COMPILERS = ("c++", "g++", "clang++")
 # No -ffast-math: infinities and NaN must come out as they do of torch, and linking with it changes the rounding mode of the whole process.
 CPU_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fvisibility=hidden")
 CUDA_FLAGS = ("-std=c++17", "-O3", "--compiler-options=-fPIC,-fvisibility=hidden", "-cudart=static")
+NVCC_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")  # what nvcc itself reads
 GET_COMPILER = "install a C++ compiler (on Debian and Ubuntu: apt install g++), or name one in the environment variable CXX"
 GET_NVCC = "install the CUDA toolkit, whose nvcc must be on the PATH or in the folder that CUDA_HOME names"
 GET_NINJA = "install it with: pip install ninja"
@@ -189,7 +190,8 @@ def tool_identity(kind: str) -> str:
     if kind == "cpu":
         return f"{find_compiler().identity()} {CPU_FLAGS} {processor()}"
     host = find_compiler().identity() if os.environ.get("CXX") else ""
-    return f"{find_nvcc().identity()} {host} {CUDA_FLAGS} {platform.machine()}"
+    own = [os.environ.get(name, "") for name in NVCC_VARIABLES]
+    return f"{find_nvcc().identity()} {host} {CUDA_FLAGS} {own} {platform.machine()}"
 
 
 def first_error(output: str) -> str:

@@ -92,7 +92,7 @@ def check_archive(path: str | os.PathLike) -> None:
         if len(roots) != 1:
             raise RefusedPickle("is no file of plain data and tensors")
         sizes = {name.removeprefix(f"{roots[0]}data/"): info.file_size for name, info in infos.items() if name.startswith(f"{roots[0]}data/")}
-        PickleMachine(_checkers(sizes), persistent=lambda name: _checked_memory(name, sizes)).load(archive.read(f"{roots[0]}data.pkl"))
+        PickleMachine(_checkers(), persistent=lambda name: _checked_memory(name, sizes)).load(archive.read(f"{roots[0]}data.pkl"))
 
 
 def obstacle(value: torch.Tensor | torch.dtype) -> str | None:
@@ -111,7 +111,7 @@ def obstacle(value: torch.Tensor | torch.dtype) -> str | None:
     return None
 
 
-def _checkers(sizes: dict[str, int]) -> dict[str, Any]:
+def _checkers() -> dict[str, Any]:
     """Builders that make nothing: what a training state may name."""
     types = {f"torch.{name}": _never for name in (*_STORAGES, *_DTYPE_NAMES)}
     return types | {

@@ -9,8 +9,6 @@ from collections.abc import Callable
 
 import torch
 
-from dnnlib import UserError
-
 ADA_TARGET = 0.6
 ADA_KIMG = 500
 
@@ -45,14 +43,14 @@ class AdaController:
         ada_kimg: thousands of images in which p can go from 0 to 1.
 
     Raises:
-        UserError: target, interval or ada_kimg outside of their ranges.
+        ValueError: target, interval or ada_kimg outside of their ranges.
     """
 
-    def __init__(self, p: torch.Tensor, target: float = ADA_TARGET, interval: int = 4, ada_kimg: float = ADA_KIMG):
+    def __init__(self, p: torch.Tensor, target: float, interval: int, ada_kimg: float):
         if not 0 <= target <= 1:
-            raise UserError(f"the ADA target is {target}, it has to be between 0 and 1")
+            raise ValueError(f"the ADA target is {target}, it has to be between 0 and 1")
         if interval < 1 or ada_kimg <= 0:
-            raise UserError(f"the ADA interval is {interval} batches and ada_kimg is {ada_kimg}, they have to be at least 1 and above 0")
+            raise ValueError(f"the ADA interval is {interval} batches and ada_kimg is {ada_kimg}, they have to be at least 1 and above 0")
         self.p = p
         self.target = target
         self.interval = interval

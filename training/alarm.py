@@ -21,22 +21,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from metrics.runs import direction
-from training.history import ONE_CLASS, History, read_history, read_lines, snapshot_moments, window_means
+from training.history import CLASS_OR_WORST, History, read_history, read_lines, snapshot_moments, window_means
 from training.run_files import ALARMS_FILE, RunDir
 
 # Thresholds: above what sound runs do from one evaluation to the next (docs/training.md has the runs they were held against).
 DROP = 0.2  # share of its best that a figure of variety may lose
 GROWTH = 0.5  # share of its best that collision may gain
 SMALLEST = 0.03  # change that matters at all; every figure of variety lies between 0 and 1
-DEVIATIONS = 4.0  # standard deviations of a share of so many images, below which a change may be chance
-STANDS = 1.1  # FID up to so many times what it was still counts as standing
-WORSE, WORSE_OVER = 1.2, 1.1  # FID of so many times its best is a decline; between STANDS and here it is noise of FIDs of 10,000 images
-SIGN, SIGN_OVER, SIGN_RISE = 0.9, 0.8, 0.15
-GAP, GAP_OVER, GAP_GROWTH = 10.0, 7.0, 2.0
+DEVIATIONS = 4.0  # standard deviations of a share of the images measured, below which a change may be chance
+STANDS = 1.1  # FID up to this many times what it was still counts as standing
+# Where an alarm is raised, and where it is clear again.
+WORSE_RAISED, WORSE_CLEAR = 1.2, 1.1  # FID over its best; between STANDS and WORSE_RAISED it is noise of FIDs of 10,000 images
+SIGN_RAISED, SIGN_CLEAR, SIGN_RISE = 0.9, 0.8, 0.15  # r_t, and by how much it must have risen
+GAP_RAISED, GAP_CLEAR, GAP_GROWTH = 10.0, 7.0, 2.0  # between mean scores, and over the smallest gap
 YOUNG = 50  # kimg in which D is ahead of every generator, so that its scores say nothing
 SATURATED = 0.95  # augmentation probability from which there is no more to add
 
-POORER = 2.0  # images are not to be compared with others of so many times their FID, or of that part of their precision
+POORER = 2.0  # images are not to be compared with others of this many times their FID, or of that part of their precision
 
 NEEDS_QUALITY = re.compile(r"(?:^|_)(?:recall|collision|pairing_acc)(?:_|$)")
 VARIETY = re.compile(r"(?:^|_)(?:coverage|recall|collision|pairing_acc)(?:_|$)")
@@ -106,7 +107,7 @@ class _Past:
 
     def __init__(self, history: History, moments: Sequence[int], setting: Setting):
         self.setting, self.images = setting, history.images
-        series = {figure: list(values.items()) for figure, values in history.figures.items() if not ONE_CLASS.search(figure)}
+        series = {figure: list(values.items()) for figure, values in history.figures.items() if not CLASS_OR_WORST.search(figure)}
         series |= {name: zip(moments, window_means(signal, moments)) for name, signal in history.signals.items()}
         # The first evaluation is that of a network which has seen a tick of images and learned nothing.
         self._series = {name: [(kimg, value) for kimg, value in values if kimg > moments[0] and value is not None] for name, values in series.items()}
@@ -190,8 +191,8 @@ def _falling_off(past: _Past, active: bool) -> _Finding | None:
     held = [(kimg, max(earlier, value)) for (_, earlier), (kimg, value) in itertools.pairwise(fids[:-2])]
     since, best = min(held, key=lambda point: point[1])
     now, value = fids[-1]
-    begins = min(value, fids[-2][1]) > WORSE * best
-    if not (value > WORSE_OVER * best if active else begins):
+    begins = min(value, fids[-2][1]) > WORSE_RAISED * best
+    if not (value > WORSE_CLEAR * best if active else begins):
         return None
     text = f"{quality} rose from {best:.4g} at {since} kimg to {value:.4g} at {now} kimg: the images get worse"
     return _Finding(since, text, {quality: value, f"best {quality}": best})
@@ -213,8 +214,8 @@ def _overfitting(past: _Past, active: bool) -> _Finding | None:
     since, low = min(signs[:-2], key=lambda point: point[1])
     now, value = signs[-1]
     held = past.setting.augmentation == "ada" and (not strengths or strengths[-1][1] < SATURATED)  # ADA has not done all it can
-    begins = not held and min(value, signs[-2][1]) > SIGN and value > low + SIGN_RISE
-    if not (value > SIGN_OVER if active else begins):
+    begins = not held and min(value, signs[-2][1]) > SIGN_RAISED and value > low + SIGN_RISE
+    if not (value > SIGN_CLEAR if active else begins):
         return None
     strength = f" with augmentation {strengths[-1][1]:.2f}" if strengths else ""
     text = f"r_t, D's mean sign on training images, rose from {low:.2f} at {since} kimg to {value:.2f} at {now}{strength}: D learns them by heart"
@@ -228,8 +229,8 @@ def _score_gap(past: _Past, active: bool) -> _Finding | None:
         return None
     since, low = min(gaps[:-2], key=lambda point: point[1])
     now, value = gaps[-1]
-    begins = min(value, gaps[-2][1]) > GAP and value > GAP_GROWTH * low
-    if not (value > GAP_OVER if active else begins):
+    begins = min(value, gaps[-2][1]) > GAP_RAISED and value > GAP_GROWTH * low
+    if not (value > GAP_CLEAR if active else begins):
         return None
     text = f"D scores real images {value:.1f} above generated ones at {now} kimg, {low:.1f} at {since} kimg: it runs away from the generator"
     return _Finding(since, text, {"gap": value, "lowest gap": low})

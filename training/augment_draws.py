@@ -36,7 +36,7 @@ class Draws:
         return (self.uniform() * count).floor()
 
     def normal(self, *shape: int) -> torch.Tensor:
-        """[N, *shape], standard normal. A percentile q gives erfinv(2q - 1), as in the field: the quantile without its factor sqrt(2)."""
+        """[N, *shape], standard normal. A percentile q gives erfinv(2q - 1), as in StyleGAN2-ADA: the quantile without its factor sqrt(2)."""
         if self.percentile is not None:
             return torch.erfinv(self.symmetric(*shape))
         return torch.randn([self.batch, *shape], device=self.p.device)

@@ -24,7 +24,7 @@ class Board(Protocol):
     """Something that shows curves."""
 
     def scalars(self, values: Mapping[str, float], kimg: int, seconds: float) -> None:
-        """Adds numbers at `kimg`, after so many seconds of training."""
+        """Adds numbers at `kimg`, after `seconds` of training."""
 
     def close(self) -> None:
         """Flushes and ends."""

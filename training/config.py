@@ -1,4 +1,4 @@
-"""From options to the configuration of a run: presets filled in, combinations checked, the name of the run folder.
+"""From options to the configuration of a run: presets filled in, combinations checked; and what differs between two configurations.
 
 The configuration is an `EasyDict` of plain values with StyleGAN2-ADA's keys in its order; it is what training_options.json holds. A few of these
 are for readers of that file alone: every `class_name`, `image_snapshot_ticks`, `pin_memory` and `prefetch_factor` change nothing here.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import re
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
@@ -19,6 +17,7 @@ from dnnlib import EasyDict, UserError
 from metrics.registry import parse_metrics
 from metrics.runs import BOOKKEEPING, SEED
 from metrics.screening import has_fast_bfloat16
+from pairing.negatives import INDEPENDENT
 from pairing.network import MIN_RESOLUTION, is_view
 from torch_utils.allocator import keep_freed_memory
 from torch_utils.distributed import launched
@@ -34,7 +33,9 @@ from training.presets import PRESETS, Preset, for_data
 FIGURES = ("_precision", "_recall", "_coverage", "_mean", "_worst")  # what metrics of several figures add to their names; each is better one way
 # Where, how fast and with which records a run is made, and where its data lie: none of it changes what is trained. What the precision does is
 # said by the networks' own options.
-PLACE = (BOOKKEEPING - {SEED}) | {"device", "ops", "graphs", "compile", "cudnn_benchmark", "path", "precision"}
+NOT_COMPARED = (BOOKKEEPING - {SEED}) | {"device", "ops", "graphs", "compile", "cudnn_benchmark", "path", "precision"}
+# Options that say nothing without a pairing network.
+PAIRING_DETAILS = {field.name for field in dataclasses.fields(Options) if field.name.startswith("pairing_")} - {"pairing_weight"}
 RESUMED_ADA_KIMG = 100  # a transferred D overfits sooner, so p may move faster
 
 
@@ -79,7 +80,7 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
     if o.aug == "noaug" and o.augpipe is not None:
         raise UserError("--augpipe goes with --aug=ada or --aug=fixed, found --aug=noaug")
     if o.fp32 and o.precision not in ("auto", "fp32"):
-        raise UserError(f"--fp32=true contradicts --precision={o.precision}")
+        raise UserError(f"--fp32=true contradicts --precision={o.precision}; give one of them")
     if o.precision in ("fp16", "tf32") and device.type != "cuda":
         raise UserError(f"--precision={o.precision} needs CUDA, the device is {device.type}; use fp32 or bf16")
     if o.precision == "bf16" and device.type == "mps":
@@ -87,18 +88,16 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
     if o.objective == "relativistic" and o.aug == "ada":
         raise UserError("--objective=relativistic gives D's scores no zero, and --aug=ada goes by their signs; use --aug=fixed --p=P, or --aug=noaug")
     if o.subset is not None and o.subset > data.length:
-        raise UserError(f"--subset={o.subset}: the data set has {data.length} images")
+        raise UserError(f"--subset={o.subset}: the data set has {data.length} images; give at most as many")
     if o.pairing_weight > 0 and data.resolution < MIN_RESOLUTION:
-        found = f"{data.resolution}x{data.resolution}"
+        found = f"{data.resolution}x{data.resolution}; leave it out, or convert the images to a larger size"
         raise UserError(f"--pairing-weight needs images of at least {MIN_RESOLUTION}x{MIN_RESOLUTION} pixels, the data set has {found}")
     if o.pairing_weight > 0 and o.pairing_view is not None and not is_view(o.pairing_view, data.resolution):
         allowed = f"a power of two from {MIN_RESOLUTION} to the {data.resolution} pixels of the data set"
         raise UserError(f"--pairing-view={o.pairing_view} is not {allowed}")
-    names = ("tau", "mode", "space", "dim", "width", "view", "features", "lr", "gather", "shuffle", "extra", "near", "warmup", "target")
-    pairing_only = {f"pairing_{name}" for name in names}
-    if "pairing_weight" not in typed and typed & pairing_only:  # a typed weight of 0 is the baseline of a sweep
-        given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & pairing_only))
-        raise UserError(f"{given} without --pairing-weight: the weight is 0, so there is no pairing network")
+    if "pairing_weight" not in typed and typed & PAIRING_DETAILS:  # a typed weight of 0 is the baseline of a sweep
+        given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & PAIRING_DETAILS))
+        raise UserError(f"{given} without --pairing-weight: the weight is 0, so there is no pairing network; give a weight, such as 0.05")
     if o.pairing_features and o.pairing_view is not None:
         raise UserError(f"--pairing-features=1 shows the pairing network D's features, and --pairing-view={o.pairing_view} images; give one")
     if o.pairing_extra and o.pairing_mode != "infonce":
@@ -209,7 +208,7 @@ def _loss(args: EasyDict, o: Options, preset: Preset) -> None:
         if o.pairing_features:
             args.loss_kwargs.pairing_features = True
         if o.pairing_extra:
-            args.loss_kwargs.update(pairing_extra=o.pairing_extra, pairing_near=1.0 if o.pairing_near is None else o.pairing_near)
+            args.loss_kwargs.update(pairing_extra=o.pairing_extra, pairing_near=INDEPENDENT if o.pairing_near is None else o.pairing_near)
         args.P_kwargs = EasyDict(class_name="pairing.network.PairingNetwork", embed_dim=o.pairing_dim)
         if o.pairing_width != 1:
             args.P_kwargs.width = o.pairing_width
@@ -312,7 +311,7 @@ def leading_figure(args: EasyDict) -> str | None:
     raise UserError(f"--best={wanted} is neither one of --metrics={','.join(args.metrics) or 'none'} nor a figure of one, such as prdc50k3_coverage")
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], leave_out: Set[str] = PLACE) -> Iterator[tuple[str, Any, Any]]:
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], leave_out: Set[str] = NOT_COMPARED) -> Iterator[tuple[str, Any, Any]]:
     """What differs between two configurations, in alphabetical order: (dotted name, value found, value wanted), None for what is absent.
 
     Args:
@@ -324,70 +323,3 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], leave_out: 
             yield from ((f"{key}.{name}", a, b) for name, a, b in differences(old, new, leave_out))
         elif old != new:
             yield key, old, new
-
-
-def run_description(options: Options, typed: set[str], data: DataInfo) -> str:
-    """What follows the number in the name of the run folder: the data set and whatever was given explicitly."""
-    o = options
-    parts = [data.name]
-    parts += ["cond"] if o.cond else []
-    parts += [f"subset{o.subset}"] if o.subset is not None else []
-    parts += ["mirror"] if o.mirror else []
-    parts += [f"{o.cfg}{o.gpus}" if o.cfg == "auto" else o.cfg]
-    parts += [f"gamma{o.gamma:g}"] if "gamma" in typed else []
-    parts += [f"kimg{o.kimg}"] if "kimg" in typed else []
-    parts += [f"batch{o.batch}"] if "batch" in typed else []
-    parts += [o.aug] if "aug" in typed else []
-    parts += [f"p{o.p:g}"] if "p" in typed else []
-    parts += [f"target{o.target:g}"] if "target" in typed else []
-    parts += [o.augpipe] if "augpipe" in typed else []
-    parts += [f"pairing{o.pairing_weight:g}"] if o.pairing_weight > 0 else []
-    parts += [f"ms{o.ms_weight:g}"] if o.ms_weight > 0 else []
-    parts += [o.objective] if "objective" in typed and o.objective != "logistic" else []
-    parts += [f"r2gamma{o.r2_gamma:g}"] if o.r2_gamma > 0 else []
-    if "resume" in typed:
-        parts += [o.resume] if o.resume == "noresume" else [f"resume{o.resume if o.resume in RESUME_SOURCES else 'custom'}"]
-    parts += [f"freezed{o.freezed}"] if "freezed" in typed else []
-    return "-".join(parts)
-
-
-def is_run_name(path: str) -> bool:
-    """Whether a folder is called like a run folder, NNNNN-description."""
-    return re.match(r"\d{5}-.", os.path.basename(os.path.abspath(path))) is not None
-
-
-@contextlib.contextmanager
-def reserved_run_dir(outdir: str, description: str) -> Iterator[str]:
-    """Yields a new, empty folder, named by `next_run_dir`, so that runs which start together get numbers of their own. It goes if it stays empty.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    fresh = not os.path.exists(outdir)
-    path = ""
-    try:
-        os.makedirs(outdir, exist_ok=True)
-        while not path:
-            path = next_run_dir(outdir, description)
-            try:
-                os.mkdir(path)
-            except FileExistsError:  # taken at this very moment
-                path = ""
-    except OSError as error:
-        raise UserError(f"--outdir: cannot create {path or outdir}: {error.strerror}") from error
-    try:
-        yield path
-    finally:
-        with contextlib.suppress(OSError):  # no longer empty, as it should be
-            os.rmdir(path)
-            if fresh:
-                os.rmdir(outdir)
-
-
-def next_run_dir(outdir: str, description: str) -> str:
-    """OUTDIR/NNNNN-description, numbered one past the highest number there, be it of a folder, a file or a link to nothing called so."""
-    numbers = []
-    if os.path.isdir(outdir):
-        matches = (re.match(r"\d+(?=-)", name) for name in os.listdir(outdir))
-        numbers = [int(match.group()) for match in matches if match]
-    return os.path.join(outdir, f"{max(numbers, default=-1) + 1:05d}-{description}")

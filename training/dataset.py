@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib import EasyDict, UserError
-from training.dataset_labels import LABEL_FILE, label_array, match_labels, read_label_table
+from training.dataset_labels import LABEL_FILE, fit_names, label_array, match_labels, read_label_file
 from training.image_store import FolderStore, ZipStore, decode_array, image_names, open_store
 
 
@@ -57,6 +57,8 @@ class ImageFolderDataset:
         if not any_size:
             self._check_resolution(resolution)
         self._raw_labels = self._load_labels() if use_labels else np.zeros([len(self._names), 0], dtype=np.float32)
+        # Once, for every item asks: a search through the labels of a million images takes longer than reading one.
+        self._label_dim = int(self._raw_labels.max()) + 1 if self.has_onehot_labels else self._raw_labels.shape[1]
         self._raw_idx = self._select(max_size, random_seed)
         self._xflip = np.zeros(self._raw_idx.size, dtype=bool)
         if xflip:
@@ -72,12 +74,12 @@ class ImageFolderDataset:
             raise UserError(f"{first} is {width}x{height} pixels, but {expected}x{expected} is asked for")
 
     def _load_labels(self) -> np.ndarray:
-        table = read_label_table(self.store)
-        if table is None:
-            found = f"its {LABEL_FILE} says that there are none" if LABEL_FILE in self.store.names else f"it has no {LABEL_FILE}"
+        file = read_label_file(self.store)
+        if file is None or file.table is None:
+            found = f"its {LABEL_FILE} says that there are none" if file else f"it has no {LABEL_FILE}"
             raise UserError(f"--cond needs labels, but data set {self.path} is unlabelled: {found}; dataset_tool.py makes labels from sub-folders")
-        where = self.store.where(LABEL_FILE)
-        return label_array(match_labels(self._names, table, self._names, where), where)
+        names = file.own_names(self._names)
+        return label_array(match_labels(names, fit_names(file.table, names), names, file.where), file.where)
 
     def _select(self, max_size: int | None, random_seed: int) -> np.ndarray:
         raw_idx = np.arange(len(self._names), dtype=np.int64)
@@ -175,9 +177,7 @@ class ImageFolderDataset:
     @property
     def label_dim(self) -> int:
         """Length of a label; for classes the largest one of the whole set plus one, whatever `max_size` keeps; 0 without labels."""
-        if self.has_onehot_labels:
-            return int(self._raw_labels.max()) + 1
-        return self._raw_labels.shape[1]
+        return self._label_dim
 
     @property
     def has_labels(self) -> bool:
@@ -193,9 +193,10 @@ class ImageFolderDataset:
     def labels_in_file(self) -> bool:
         """Whether dataset.json holds labels, in use or not. A file of that name that holds something else holds none."""
         try:
-            return read_label_table(self.store) is not None
+            file = read_label_file(self.store)
         except UserError:
             return False
+        return file is not None and file.table is not None
 
     @property
     def labels_usable(self) -> bool:

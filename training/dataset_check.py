@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dnnlib import UserError
-from training.dataset_labels import LABEL_FILE, label_array, match_labels, read_label_table
+from dnnlib.format import printable
+from training.dataset_labels import find_label_file, fit_names, label_array, match_labels, read_label_file
 from training.dataset_sources import class_folders
-from training.image_store import CHANNELS_OF_MODE, FolderStore, ZipStore, image_names, load_pixels, open_image, open_store
+from training.image_store import CHANNELS_OF_MODE, FolderStore, ZipStore, image_names, is_turned, load_pixels, open_image, open_store
 
 FIRST = 3
 LABEL_ROWS = 100
+UNREADABLE_ROWS = 100
 
 
 @dataclass
@@ -28,6 +30,7 @@ class CheckReport:
         sizes: images per "WxH".
         modes: images per colour mode.
         labels: images per label, "(none)" for those without.
+        unreadable: names of the files that cannot be read.
         problems: why it cannot be trained on, one sentence each; empty if it can.
         notes: what else is worth knowing.
     """
@@ -37,6 +40,7 @@ class CheckReport:
     sizes: Counter = field(default_factory=Counter)
     modes: Counter = field(default_factory=Counter)
     labels: Counter = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -59,7 +63,7 @@ def check_dataset(path: str | os.PathLike, progress: Callable = iter) -> CheckRe
         return report
     _check_images(store, names, report, progress)
     _check_labels(store, names, report)
-    used = {LABEL_FILE, *names}
+    used = {find_label_file(store), *names}
     others = [name for name in store.names if name not in used]
     if others:
         report.notes.append(f"{len(others)} other files are passed over (first: {_first(others)})")
@@ -67,19 +71,27 @@ def check_dataset(path: str | os.PathLike, progress: Callable = iter) -> CheckRe
 
 
 def _check_images(store: FolderStore | ZipStore, names: list[str], report: CheckReport, progress: Callable) -> None:
-    kinds, unreadable = {}, []
+    kinds, turned, reason = {}, [], ""
     for name in progress(names):
         try:
             image = open_image(store.read(name), store.where(name))
             load_pixels(image, store.where(name))
         except UserError as error:
-            unreadable.append((name, str(error)))
+            report.unreadable.append(name)
+            reason = reason or str(error)
         else:
             kinds[name] = ("{}x{}".format(*image.size), image.mode)
+            if is_turned(image):
+                turned.append(name)
     report.sizes.update(size for size, _ in kinds.values())
     report.modes.update(mode for _, mode in kinds.values())
-    if unreadable:
-        report.problems.append(f"{len(unreadable)} image(s) cannot be read (first: {_first([name for name, _ in unreadable])}): {unreadable[0][1]}")
+    if report.unreadable:
+        report.problems.append(f"{len(report.unreadable)} image(s) cannot be read (first: {_first(report.unreadable)}): {reason}")
+    if turned:
+        report.notes.append(
+            f"{len(turned)} image(s) are stored turned or mirrored, as their EXIF data say (first: {_first(turned)}); "
+            f"training shows them as they are stored, and `dataset_tool.py --source=... --dest=...` turns them upright"
+        )
     for what, counts, position in (("size", report.sizes, 0), ("colour mode", report.modes, 1)):
         if len(counts) > 1:
             usual = counts.most_common(1)[0][0]
@@ -94,18 +106,19 @@ def _check_images(store: FolderStore | ZipStore, names: list[str], report: Check
 
 
 def _check_labels(store: FolderStore | ZipStore, names: list[str], report: CheckReport) -> None:
-    where = store.where(LABEL_FILE)
     try:
-        table = read_label_table(store)
-        if table is None:
+        file = read_label_file(store)
+        if file is None or file.table is None:
             report.labels["(none)"] = len(names)
-            if LABEL_FILE not in store.names and class_folders(names)[0]:
+            if file is None and class_folders(names)[0]:
                 report.notes.append("it has sub-folders that look like classes; `dataset_tool.py --source=... --dest=...` makes labels of them")
             return
+        names = file.own_names(names)
+        table = fit_names(file.table, names)
         for name in names:
             label = table.get(name)
             report.labels[_label_name(label)] += 1
-        label_array(match_labels(names, table, names, where), where)
+        label_array(match_labels(names, table, names, file.where), file.where)
     except UserError as error:
         report.problems.append(str(error))
 
@@ -119,7 +132,11 @@ def format_report(report: CheckReport) -> str:
         if len(rows) > LABEL_ROWS:
             rest = [count for _, count in rows[LABEL_ROWS:]]
             lines.append(f"{f'{len(rest)} more':<16}{sum(rest):>10}")
-    lines += ["", *(f"problem: {text}" for text in report.problems), *(f"note: {text}" for text in report.notes)]
+    if report.unreadable:
+        lines += ["", "cannot be read", *map(printable, report.unreadable[:UNREADABLE_ROWS])]
+        if len(report.unreadable) > UNREADABLE_ROWS:
+            lines.append(f"and {len(report.unreadable) - UNREADABLE_ROWS} more")
+    lines += ["", *(f"problem: {printable(text)}" for text in report.problems), *(f"note: {printable(text)}" for text in report.notes)]
     lines.append("This set can be trained on." if not report.problems else "This set cannot be trained on as it is.")
     return "\n".join(lines)
 

@@ -1,16 +1,19 @@
-"""Labels of a data set: reading dataset.json, matching it with the images that exist, and the arrays made of it.
+"""Labels of a data set: finding and reading dataset.json, matching it with the images that exist, and the arrays made of it.
 Labels from sub-folders, which only the conversion tool knows, live in dataset_sources.py."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from dnnlib import UserError
 from dnnlib.json_files import parse_json
-from training.image_store import FolderStore, ZipStore, normal_name
+from training.image_store import FolderStore, ZipStore, image_names, normal_name
 
 LABEL_FILE = "dataset.json"
 FIRST_NAMES = 3
@@ -19,48 +22,115 @@ SPARSE_CLASSES = 10_000  # class numbers up to here need not be in proportion to
 MAX_BYTES_PER_FILE = 1 << 16  # of dataset.json: room for the path of a file and a vector of thousands of numbers
 
 
-def read_label_table(store: FolderStore | ZipStore) -> dict[str, int | list] | None:
-    """The labels in dataset.json by normalised file name; None without such a file or where its labels are null.
+@dataclass
+class LabelFile:
+    """What dataset.json says.
+
+    Attributes:
+        where: the file as messages name it.
+        folder: the folder that it lies in, "" or ending in a slash.
+        table: labels by file name, normalised and relative to that folder; None where the file says that there are none.
+        names: the classes' names in the order of their numbers, where the file has them under "label_names"; training needs none.
+    """
+
+    where: str
+    folder: str
+    table: dict[str, int | list] | None
+    names: list[str] = field(default_factory=list)
+
+    def own_names(self, names: Iterable[str]) -> list[str]:
+        """How the table calls images, all of which lie in its folder."""
+        return [name[len(self.folder) :] for name in names]
+
+
+def find_label_file(store: FolderStore | ZipStore) -> str | None:
+    """The name of dataset.json: at the root, else in the outermost folder that holds all images, as in a zip of a folder. None: there is none."""
+    if LABEL_FILE in store.names:
+        return LABEL_FILE
+    nested = [name for name in store.names if name.endswith(f"/{LABEL_FILE}")]
+    images = image_names(store) if nested else []
+    for name in sorted(nested, key=len):
+        folder = name.removesuffix(LABEL_FILE)
+        if images and images[0].startswith(folder) and images[-1].startswith(folder):  # and so do those sorted between them
+            return name
+    return None
+
+
+def read_label_file(store: FolderStore | ZipStore) -> LabelFile | None:
+    """What dataset.json says; None without such a file.
 
     Raises:
         UserError: the file is not of the form {"labels": [[name, label], ...]}, or far too long for so many images.
     """
-    if LABEL_FILE not in store.names:
+    name = find_label_file(store)
+    if name is None:
         return None
-    where = store.where(LABEL_FILE)
+    where, folder = store.where(name), name.removesuffix(LABEL_FILE)
     try:
         size = MAX_BYTES_PER_FILE * (len(store.names) + 16)
-        content = parse_json(store.read(LABEL_FILE, size).decode("utf-8"), size)
+        content = parse_json(store.read(name, size), size)  # bytes: with a byte order mark, or in UTF-16, as Windows' editors and shells write it
     except ValueError as error:
         raise UserError(f"{where} is not a JSON file: {error}") from error
-    entries = content.get("labels", "nothing") if isinstance(content, dict) else "nothing"
+    content = content if isinstance(content, dict) else {}
+    entries, names = content.get("labels", "nothing"), content.get("label_names")
+    names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []  # official sets have none
     if entries is None:
-        return None
+        return LabelFile(where, folder, None, names)
     if not isinstance(entries, list) or not all(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in entries):
         raise UserError(f'{where} must hold {{"labels": [["name.png", label], ...]}} or {{"labels": null}}')
-    return {normal_name(name): label for name, label in entries}
+    return LabelFile(where, folder, {normal_name(entry): label for entry, label in entries}, names)
 
 
-def match_labels(names: Sequence[str], table: dict[str, int | list], known: Iterable[str], where: str) -> list[int | list]:
+def fit_names(table: Mapping[str, int | list], known: Iterable[str]) -> dict[str, int | list]:
+    """The table with entries that no file is called by under the name of the one file that they mean: macOS writes accents as characters of
+    their own, and zips made there do not say that their names are UTF-8, so that they are read as cp437."""
+    fitted, existing = dict(table), set(known)
+    strays = [entry for entry in table if entry not in existing]
+    forms: dict[str, list[str]] = {}
+    for name in existing.difference(table) if strays else ():
+        forms.setdefault(true_name(name), []).append(name)
+    for entry in strays:
+        meant = forms.get(true_name(entry), [])
+        if len(meant) == 1 and meant[0] not in fitted:
+            fitted[meant[0]] = fitted.pop(entry)
+    return fitted
+
+
+def true_name(name: str) -> str:
+    """A file name as its owner would write it: composed accents, and UTF-8 that was read as cp437 read anew."""
+    if name.isascii():
+        return name
+    with contextlib.suppress(UnicodeError):  # where it was no such thing
+        name = name.encode("cp437").decode("utf-8")
+    return unicodedata.normalize("NFC", name)
+
+
+def match_labels(names: Sequence[str], table: Mapping[str, int | list], known: Iterable[str], where: str) -> list[int | list]:
     """The label of each name in `names`, in that order.
 
     Args:
         names: the images that need a label.
-        table: labels by name.
+        table: labels by name, as `fit_names` gives it.
         known: all images that exist; a label of any other name is a mistake.
         where: the label file as messages name it.
 
     Raises:
         UserError: images without label, or labels without image; with their number and the first of them.
     """
-    existing = set(known)
-    absent = [name for name in table if name not in existing]
+    absent = without_file(table, known)
     if absent:
         raise UserError(f"{where} names {len(absent)} of {len(table)} files that do not exist (first: {_first(absent)}); remove these entries")
+    # Refused, where the official tool drops all labels without a word: who has labelled a set would notice at --cond=1, after the conversion.
     missing = [name for name in names if table.get(name) is None]
     if missing:
         raise UserError(f"{where} has no label for {len(missing)} of {len(names)} images (first: {_first(missing)}); label all of them or none")
     return [table[name] for name in names]
+
+
+def without_file(table: Mapping[str, int | list], known: Iterable[str]) -> list[str]:
+    """The entries of a table whose file does not exist."""
+    existing = set(known)
+    return [name for name in table if name not in existing]
 
 
 def label_array(labels: Sequence[int | list], where: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dnnlib import UserError
 from training.dataset_archives import is_cifar_name, is_mnist_name, load_digits, read_cifar10, read_mnist
-from training.dataset_labels import LABEL_FILE, label_array, match_labels, read_label_table
+from training.dataset_labels import LABEL_FILE, find_label_file, fit_names, label_array, match_labels, read_label_file, true_name, without_file
 from training.image_store import FolderStore, ZipStore, image_names, open_image, open_store
 
 LABEL_CHOICES = ("auto", "subfolders", "json", "none")
@@ -42,6 +42,7 @@ class Source:
         about_labels: one sentence on where labels come from.
         label_names: class names in the order of the class numbers, where the source has names.
         others: files of other kinds per suffix, which are passed over.
+        check: the command that finds all files that cannot be read, where there is one.
     """
 
     count: int
@@ -49,6 +50,7 @@ class Source:
     about_labels: str
     label_names: list[str] = field(default_factory=list)
     others: Counter = field(default_factory=Counter)
+    check: str = ""
 
 
 def open_source(source: str, labels: str = "auto", max_images: int | None = None) -> Source:
@@ -112,34 +114,47 @@ def open_images(path: pathlib.Path, labels: str, max_images: int | None) -> Sour
             where = store.where(name)
             yield SourceItem(where, open_image(store.read(name), where), None if values is None else values[index])
 
-    used = {LABEL_FILE, *every}
+    used = {find_label_file(store), *every}
     others = Counter(pathlib.PurePosixPath(name).suffix.lower() or "no suffix" for name in store.names if name not in used)
-    return Source(len(names), items, about, label_names, others)
+    return Source(len(names), items, about, label_names, others, f"dataset_tool.py check {path}")
 
 
 def _choose_labels(store: FolderStore | ZipStore, every: list[str], names: list[str], labels: str) -> tuple[list | None, list[str], str]:
     """(labels of `names` or None, class names, a sentence saying where they come from)."""
-    has_file = LABEL_FILE in store.names
     if labels == "none":
         return None, [], "none (--labels=none)"
-    if labels == "json" or (labels == "auto" and has_file):
-        table = read_label_table(store)
-        if table is None and labels == "json":
-            raise UserError(f"--labels=json, but {store.path} has no {LABEL_FILE} with labels at its root")
-        if table is None:
-            return None, [], f"none ({LABEL_FILE} says so)"
-        where = store.where(LABEL_FILE)
-        values = match_labels(names, table, every, where)
-        label_array(values, where)
-        return values, [], f"from {LABEL_FILE}"
+    file = read_label_file(store) if labels in ("auto", "json") else None
+    if labels == "json" and (file is None or file.table is None):
+        raise UserError(f"--labels=json, but {store.path} has no {LABEL_FILE} with labels at its root")
+    if file is not None and file.table is None:
+        return None, [], f"none ({LABEL_FILE} says so)"
+    if file is not None:
+        every, names = file.own_names(every), file.own_names(names)
+        table = fit_names(file.table, every)
+        # Entries of images that were deleted do no harm, as officially, where every image has its label; --labels=json insists on the whole file.
+        stale = without_file(table, every) if labels == "auto" and all(name in table for name in every) else []
+        for name in stale:
+            del table[name]
+        values = match_labels(names, table, every, file.where)
+        label_array(values, file.where)
+        dropped = f", {len(stale)} of its entries left out, whose files do not exist (first: {stale[0]})" if stale else ""
+        return values, file.names, f"from {find_label_file(store)}{dropped}"
     classes, reason = class_folders(every, forced=labels == "subfolders")
     if not classes and labels == "subfolders":
         raise UserError(f"--labels=subfolders, but in {store.path} {reason}; every image must lie in one of at least two class folders")
     if not classes:
         return None, [], f"none (no {LABEL_FILE}, and {reason})"
-    order = sorted(set(classes.values()))
+    order, about = class_order(set(classes.values()))
     number = {name: index for index, name in enumerate(order)}
-    return [number[classes[name]] for name in names], order, f"from {len(order)} sub-folders, in the order of their names"
+    values = [number[classes[name]] for name in names]
+    return values, list(map(true_name, order)), f"from {len(order)} sub-folders, in the order of their {about}"
+
+
+def class_order(folders: set[str]) -> tuple[list[str], str]:
+    """The folders in the order of the class numbers, and what they are ordered by: names, or numbers where all names are, so that 2 precedes 10."""
+    if all(name.isascii() and name.isdigit() for name in folders):
+        return sorted(folders, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name)), "numbers"
+    return sorted(folders), "names"
 
 
 def class_folders(names: list[str], forced: bool = False) -> tuple[dict[str, str], str]:

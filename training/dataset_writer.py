@@ -1,5 +1,5 @@
 """The conversion itself: colour modes, crops and sizes, and a zip or folder of PNG files with dataset.json as training reads them.
-What is converted comes from dataset_sources.py; the same source and options always give the same bytes."""
+What is converted comes from dataset_sources.py, where it goes is dataset_dest.py; the same source and options always give the same bytes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ import io
 import itertools
 import json
 import os
-import pathlib
-import shutil
-import uuid
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,38 +15,46 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from dnnlib import UserError, atomic_path
+from dnnlib import UserError
+from training.dataset_dest import open_dest
 from training.dataset_labels import LABEL_FILE
 from training.dataset_sources import Source, SourceItem
-from training.image_store import CHANNELS_OF_MODE, SYSTEM_FOLDERS, load_pixels, upright
+from training.image_store import CHANNELS_OF_MODE, load_pixels, upright
 
 FILTERS = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 TRANSFORMS = ("center-crop", "center-crop-wide")
 MODES = {"rgb": "RGB", "l": "L", "rgba": "RGBA"}
-ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
+WIDE_RANGE = 1 << 16
+DIMMEST_PEAK = WIDE_RANGE // 8  # of a whole source of 16 bits: below it the values are of fewer bits, and come out almost black
 SURVEY_IMAGES = 2000
 TABLE_ROWS = 8
 
 Transform = Callable[[Image.Image], Image.Image | None]
-Write = Callable[[str, bytes], None]
 
 
 @dataclass
 class Summary:
-    """What a conversion wrote: number of images, those left out as too small, edge in pixels, colour mode, images per label."""
+    """What a conversion wrote: number of images, those left out as too small, edge in pixels, colour mode, images per label; and of how many
+    images, of more than 8 bits, the upper 8 bits were kept, with the largest value in all of these."""
 
     written: int = 0
     left_out: int = 0
     edge: int = 0
     mode: str = ""
     labels: list = field(default_factory=list)
+    wide: int = 0
+    peak: int = 0
 
 
 # Colour modes.
 
 
 def plain_mode(image: Image.Image, where: str, convert: str | None = None) -> Image.Image:
-    """The image as L, LA, RGB or RGBA: palettes resolved, 1 and 16 bits as 8, CMYK and the like as RGB, then converted where asked.
+    """The image as L, LA, RGB or RGBA: palettes and transparent colours resolved, 1 and 16 bits as 8, CMYK and the like as RGB, then converted
+    where asked.
+
+    Of 16 bits the upper 8 are kept, in every image alike: to scale an image by its own brightest value would change what the images are to each
+    other. Grey values of 32 bits are read as 16.
 
     Args:
         image: a decoded image.
@@ -58,17 +62,19 @@ def plain_mode(image: Image.Image, where: str, convert: str | None = None) -> Im
         convert: "rgb", "l", "rgba", or None to leave it; alpha that goes is laid over white.
 
     Raises:
-        UserError: a mode that has no such form.
+        UserError: a mode that has no such form, or values beyond 16 bits.
     """
-    mode = image.mode
+    mode, clear = image.mode, image.info.get("transparency")
     if mode in ("P", "PA"):
-        image = image.convert("RGBA" if mode == "PA" or "transparency" in image.info else "RGB")
+        image = image.convert("RGBA" if mode == "PA" or clear is not None else "RGB")
+    elif mode in ("1", "L", "RGB") and clear is not None:  # one colour stands for "transparent", as PNG has it
+        image = image.convert("RGBA" if mode == "RGB" else "LA")
     elif mode == "1":
         image = image.convert("L")
     elif mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")
-    elif mode == "I" or mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    elif is_wide(image):
+        image = _narrowed(image, where, clear)
     elif mode not in CHANNELS_OF_MODE:
         raise UserError(f"{where} has colour mode {mode}, which has no form as grey or RGB of 8 bits")
     target = MODES[convert] if convert else image.mode
@@ -76,6 +82,20 @@ def plain_mode(image: Image.Image, where: str, convert: str | None = None) -> Im
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == target else image.convert(target)
+
+
+def is_wide(image: Image.Image) -> bool:
+    """Whether the image holds grey values of 16 or 32 bits."""
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _narrowed(image: Image.Image, where: str, clear: int | None) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    if low < 0 or high >= WIDE_RANGE:
+        raise UserError(f"{where} holds values from {low:,} to {high:,}; scale the whole set to 0 .. {WIDE_RANGE - 1:,}, all images by one factor")
+    grey = (values >> 8).astype(np.uint8)
+    return Image.fromarray(grey if clear is None else np.stack([grey, np.where(values == clear, 0, 255).astype(np.uint8)], axis=2))
 
 
 # Sizes.
@@ -146,14 +166,16 @@ def convert_dataset(source: Source, dest: str | os.PathLike, transform: Transfor
         progress: wraps the iterator over the images, to show how far it is.
 
     Raises:
-        UserError: torn images, images of several sizes or modes, no square, no power of two, nothing to write, or `dest` cannot be written.
+        UserError: torn images, images of 16 bits that use the lower ones alone, images of several sizes or modes, no square, no power of two,
+            nothing to write, or `dest` cannot be written.
     """
     summary = Summary()
     entries = []
     with open_dest(dest) as write:
-        for item in progress(source.items()):
-            load_pixels(item.image, item.where)
+        for item in progress(_decoded(source)):
             image = transform(plain_mode(upright(item.image), item.where, convert))
+            if is_wide(item.image):
+                summary.wide, summary.peak = summary.wide + 1, max(summary.peak, int(np.asarray(item.image).max(initial=0)))
             if image is None:
                 summary.left_out += 1
                 continue
@@ -165,9 +187,27 @@ def convert_dataset(source: Source, dest: str | os.PathLike, transform: Transfor
             summary.written += 1
         if summary.written == 0:
             raise UserError(f"nothing to write to {dest}: all {summary.left_out} images are smaller than --width and --height")
+        if summary.wide and summary.peak < DIMMEST_PEAK:
+            raise UserError(
+                f"the {summary.wide} images of 16 or 32 bits in --source would come out almost black: of 16 bits the upper 8 are kept, but "
+                f"no value is above {summary.peak:,} of {WIDE_RANGE - 1:,}; scale all of them by the same factor, or save them with 8 bits"
+            )
         summary.labels = [label for _, label in entries if label is not None]
-        write(LABEL_FILE, json.dumps({"labels": entries if summary.labels else None}).encode())
+        content = {"labels": entries if summary.labels else None}
+        if summary.labels and source.label_names:
+            content["label_names"] = source.label_names  # for people; training and the official reader look at "labels" alone
+        write(LABEL_FILE, json.dumps(content).encode())
     return summary
+
+
+def _decoded(source: Source) -> Iterator[SourceItem]:
+    """The items of a source, their pixels read. An error about one file says how to find all such files."""
+    try:
+        for item in source.items():
+            load_pixels(item.image, item.where)
+            yield item
+    except UserError as error:
+        raise UserError(f"{error}; `{source.check}` finds all that cannot be read" if source.check else str(error)) from error
 
 
 def _check_alike(image: Image.Image, item: SourceItem, summary: Summary, source: Source, convert: str | None) -> None:
@@ -196,9 +236,9 @@ def _check_alike(image: Image.Image, item: SourceItem, summary: Summary, source:
 
 def plain_mode_name(image: Image.Image, where: str, convert: str | None = None) -> str:
     """The mode that plain_mode would give, by the header alone. Raises UserError where plain_mode would."""
-    if image.mode in ("P", "PA"):
-        return "RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB"
-    return plain_mode(Image.new(image.mode, (1, 1)), where, convert).mode
+    pixel = Image.new(image.mode, (1, 1))
+    pixel.info = {key: value for key, value in image.info.items() if key == "transparency"}
+    return plain_mode(pixel, where, convert).mode
 
 
 def _survey(source: Source, describe: Callable[[SourceItem], str]) -> str:
@@ -222,106 +262,3 @@ def encode_png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(image)).save(buffer, format="png", compress_level=0, optimize=False)
     return buffer.getvalue()
-
-
-# Destinations.
-
-
-@contextlib.contextmanager
-def open_dest(dest: str | os.PathLike) -> Iterator[Write]:
-    """Yields write(name, data) for a zip or a folder. It appears under its name when the block ends well; after any error nothing is left.
-
-    Raises:
-        UserError: the destination is a folder with something in it, a file that is no zip, or cannot be written.
-    """
-    dest = pathlib.Path(dest)
-    is_zip = dest.suffix.lower() == ".zip"
-    is_folder = os.path.isdir(dest)
-    if is_folder and is_zip:
-        raise UserError(f"--dest={dest} is a folder, though its name ends in .zip; give another name")
-    if is_folder and _is_filled(dest):
-        raise UserError(f"--dest={dest} is a folder with something in it; give an empty or new one, or a .zip")
-    if os.path.exists(dest) and not is_folder and not is_zip:
-        raise UserError(f"--dest={dest} exists and is neither a .zip nor a folder; give another name")
-    with _parents(dest), _zip_writer(dest) if is_zip else _folder_writer(dest) as write:
-        yield write
-
-
-def _is_filled(folder: pathlib.Path) -> bool:
-    try:
-        return any(path.name not in SYSTEM_FOLDERS and not _is_left_over(path, folder) for path in folder.iterdir())
-    except OSError as error:
-        raise UserError(f"--dest={folder} cannot be listed: {error.strerror}") from error
-
-
-def _is_left_over(path: pathlib.Path, dest: pathlib.Path) -> bool:
-    """Whether this is what a conversion into `dest` that was killed has left in it."""
-    return path.name.startswith(f".{dest.absolute().name}.") and path.suffix == ".tmp"
-
-
-@contextlib.contextmanager
-def _parents(dest: pathlib.Path) -> Iterator[None]:
-    """Makes the folders above `dest`, and removes those again if the block fails."""
-    new = [folder for folder in dest.absolute().parents if not os.path.exists(folder)]
-    try:
-        dest.absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--dest={dest} cannot be written: {error.strerror} ({error.filename})") from error
-    try:
-        yield
-    except BaseException:
-        for folder in new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-def _move_into(folder: pathlib.Path, dest: pathlib.Path) -> None:
-    """Moves what is in a folder to another on the same disk, the labels last: without them the set is not whole."""
-    moved: list[pathlib.Path] = []
-    try:
-        for child in sorted(folder.iterdir(), key=lambda path: (path.name == LABEL_FILE, path.name)):
-            os.rename(child, dest / child.name)
-            moved.append(dest / child.name)
-    except BaseException:
-        for path in moved:
-            shutil.rmtree(path, ignore_errors=True)
-        raise
-
-
-@contextlib.contextmanager
-def _zip_writer(dest: pathlib.Path) -> Iterator[Write]:
-    with atomic_path(dest) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-
-        def write(name: str, data: bytes) -> None:
-            info = zipfile.ZipInfo(name, ZIP_DATE)
-            info.create_system = 3  # Unix everywhere, so that bytes do not depend on the system
-            info.external_attr = 0o644 << 16
-            archive.writestr(info, data)
-
-        yield write
-
-
-@contextlib.contextmanager
-def _folder_writer(dest: pathlib.Path) -> Iterator[Write]:
-    there = os.path.isdir(dest)  # and perhaps a link, the place of a volume, or in a folder that is not the user's: it is filled, not replaced
-    temporary = (dest if there else dest.absolute().parent) / f".{dest.absolute().name}.{uuid.uuid4().hex[:8]}.tmp"
-
-    for old in [path for path in dest.iterdir() if _is_left_over(path, dest)] if there else []:
-        shutil.rmtree(old, ignore_errors=True)
-
-    def write(name: str, data: bytes) -> None:
-        (temporary / name).parent.mkdir(exist_ok=True)
-        (temporary / name).write_bytes(data)
-
-    try:
-        temporary.mkdir()
-        yield write
-        if there:
-            _move_into(temporary, dest)
-        else:
-            os.rename(temporary, dest)
-    except OSError as error:
-        raise UserError(f"--dest={dest} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

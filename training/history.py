@@ -17,7 +17,7 @@ from dnnlib.json_files import read_json_lines
 
 STATS_FILE = "stats.jsonl"
 KIMG, TICK = "Progress/kimg", "Progress/tick"
-ONE_CLASS = re.compile(r"_(class\d+|worst)$")
+CLASS_OR_WORST = re.compile(r"_(class\d+|worst)$")  # figures of a single class, whose noise is larger
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,12 +3,16 @@ Which images a training set selects, and their labels, live in dataset.py and da
 
 from __future__ import annotations
 
+import bisect
+import hashlib
 import io
 import os
 import pathlib
+import re
 import stat
 import struct
 import threading
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -54,7 +58,13 @@ MAX_PIXELS = 1 << 26  # of an image to train on: 8192 x 8192; PIL itself refuses
 DEFLATE_RATIO = 1032  # the most that deflate can make of a byte
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 LOCAL_HEADER_BYTES = 30
+MAX_TIME = (1 << 63) - 1  # disks can hold times of last change that 64 bits of nanoseconds cannot
+DRIVE = re.compile(r"[A-Za-z]:")
 CHANGED = "has changed since this process began to read the data set; bring back what it held, and give the same command again"
+
+# Where Pillow only warns, at half of what it refuses, the limits here have decided already; its warning names neither the file nor what to do.
+# For the whole process, since a filter around each read would make every other warning appear again and again, and threads would mix theirs up.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class FolderStore:
@@ -70,8 +80,9 @@ class FolderStore:
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         self.names = sorted(self._walk())
-        self._known: dict[str, tuple[int, int]] = {}  # size and CRC-32
-        self._stamps: dict[str, tuple[int, int]] = {}  # size and time of last change
+        # One row per name, arrays because a set may have millions: size and CRC-32, size and time of last change. -1: not read yet.
+        self._known = np.full([len(self.names), 2], -1, dtype=np.int64)
+        self._stamps = np.full([len(self.names), 2], -1, dtype=np.int64)
 
     def _walk(self) -> list[str]:
         found = []
@@ -102,25 +113,31 @@ class FolderStore:
             data = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        found = _checksum(data)
-        if self._known.setdefault(name, found) != found:
+        found, number = _checksum(data), self._number(name)
+        if self._known[number, 0] >= 0 and tuple(self._known[number].tolist()) != found:
             raise UserError(f"{path} {CHANGED}")
-        self._stamps[name] = status.st_size, status.st_mtime_ns  # of before: a file that changes meanwhile is looked at again
+        self._known[number] = found
+        self._stamps[number] = _stamp_of(status)  # of before: a file that changes meanwhile is looked at again
         return data
+
+    def _number(self, name: str) -> int:
+        """Which of the sorted names this is."""
+        return bisect.bisect_left(self.names, name)
 
     def checksums(self, names: list[str]) -> list[tuple[int, int]]:
         """(size, CRC-32) of each named file; reads those that were not read yet."""
-        self._look_again(names)
-        return [self._known[name] for name in names]
+        numbers = [self._number(name) for name in names]
+        self._look_again(numbers)
+        return [tuple(row) for row in self._known[numbers].tolist()]
 
     def check_unchanged(self) -> None:
         """Raises UserError at the first of the known files that holds other bytes now."""
-        self._look_again(self._known)
+        self._look_again(np.flatnonzero(self._known[:, 0] >= 0).tolist())
 
-    def _look_again(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name not in self._stamps or self._stamps[name] != _stamp(self.path / name):
-                self.read(name)
+    def _look_again(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if tuple(self._stamps[number].tolist()) != _stamp(self.path / self.names[number]):
+                self.read(self.names[number])
 
     def where(self, name: str) -> str:
         """How messages name one file."""
@@ -147,25 +164,33 @@ class ZipStore:
         self._zip: zipfile.ZipFile | None = None
         self._owner = 0
         self._lock = threading.Lock()
-        self._members = {}
-        self._stamp = _stamp(self.path)
-        infos = self._open().infolist()
+        self._stamp, self._digest = _stamp(self.path), ""
+        self._members, self._digest = self._look_through(self._open())
+        self.names = sorted(self._members)
+
+    def _look_through(self, archive: zipfile.ZipFile) -> tuple[dict[str, str], str]:
+        """The members by the names that they have here, and a digest of all names, sizes and CRCs. Raises UserError as the class says."""
+        infos = archive.infolist()
+        members: dict[str, str] = {}
         for info in infos:
             name = self._checked_name(info)
             if info.is_dir() or any(_is_hidden(part) for part in name.split("/")):
                 continue
-            if name in self._members:
+            if name in members:
                 raise UserError(f"{self.path} holds two files named {name!r}; create it again")
-            self._members[name] = info.filename
+            members[name] = info.filename
         self._check_places(infos)
-        self.names = sorted(self._members)
+        digest = hashlib.sha256()
+        for line in sorted(f"{info.filename}\0{info.file_size}\0{info.CRC:08x}\n" for info in infos):
+            digest.update(line.encode(errors="surrogateescape"))
+        return members, digest.hexdigest()
 
     def _checked_name(self, info: zipfile.ZipInfo) -> str:
         name = normal_name(info.filename)
         if not info.filename:
             raise UserError(f"{self.path} is refused: it has a member without a name; create it again")
         parts = name.split("/")
-        if name.startswith("/") or ".." in parts or ":" in parts[0]:
+        if name.startswith("/") or ".." in parts or DRIVE.match(name):
             raise UserError(f"{self.path} is refused: its member {info.filename!r} points outside of the zip")
         if info.flag_bits & 1:
             raise UserError(f"{self.path} is encrypted (member {info.filename!r}); a zip without password is needed")
@@ -189,13 +214,23 @@ class ZipStore:
     def _open(self) -> zipfile.ZipFile:
         with self._lock:
             if self._zip is None or self._owner != os.getpid():
-                self.check_unchanged()
-                try:
-                    self._zip = zipfile.ZipFile(self.path)
-                except READ_ERRORS as error:
-                    raise UserError(f"{self.path} is not a whole zip file ({_reason(error)}); copy or create it again") from error
-                self._owner = os.getpid()
+                self._zip, self._owner = self._opened(), os.getpid()
             return self._zip
+
+    def _opened(self) -> zipfile.ZipFile:
+        """What lies at the path now. One of another size or time (a copy put back, a touch) is taken for the same if its directory is."""
+        stamp = _stamp(self.path)
+        try:
+            archive = zipfile.ZipFile(self.path)
+        except READ_ERRORS as error:
+            if stamp != self._stamp:
+                raise UserError(f"{self.path} {CHANGED}") from error
+            raise UserError(f"{self.path} is not a whole zip file ({_reason(error)}); copy or create it again") from error
+        if stamp != self._stamp:
+            if self._look_through(archive)[1] != self._digest:
+                raise UserError(f"{self.path} {CHANGED}")
+            self._stamp = stamp
+        return archive
 
     def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         """The bytes of one file, its CRC checked. Raises UserError if it cannot be read whole, or is longer than `max_bytes`."""
@@ -217,9 +252,11 @@ class ZipStore:
         return [(info.file_size, info.CRC) for info in infos]
 
     def check_unchanged(self) -> None:
-        """Raises UserError if the zip is not the file that it was at first, by size and time."""
-        if _stamp(self.path) != self._stamp:
-            raise UserError(f"{self.path} {CHANGED}")
+        """Raises UserError if the zip does not hold what it held at first: by size and time, and where these are others by names, sizes and CRCs."""
+        with self._lock:
+            if _stamp(self.path) != self._stamp:
+                # Read on from the new file: the old one may have been overwritten in place, with its members elsewhere.
+                self._zip, self._owner = self._opened(), os.getpid()
 
     def where(self, name: str) -> str:
         """How messages name one file."""
@@ -232,7 +269,7 @@ class ZipStore:
         self._zip = None
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "names": self.names, "_members": self._members, "_stamp": self._stamp}
+        return {"path": self.path, "names": self.names, "_members": self._members, "_digest": self._digest, "_stamp": self._stamp}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _zip=None, _owner=0, _lock=threading.Lock())
@@ -245,10 +282,13 @@ def _checksum(data: bytes) -> tuple[int, int]:
 def _stamp(path: pathlib.Path) -> tuple[int, int] | None:
     """Size and time of last change of a file; None where there is none."""
     try:
-        status = path.stat()
+        return _stamp_of(path.stat())
     except OSError:
         return None
-    return status.st_size, status.st_mtime_ns
+
+
+def _stamp_of(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns & MAX_TIME
 
 
 def open_store(path: str | os.PathLike) -> FolderStore | ZipStore:
@@ -292,11 +332,20 @@ def load_pixels(image: Image.Image, where: str) -> None:
 
 def upright(image: Image.Image) -> Image.Image:
     """A decoded image as its camera meant it: turned or mirrored as EXIF says. EXIF data that cannot be read turn nothing, as in viewers."""
-    try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except READ_ERRORS:
-        return image
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF says of a decoded image that its camera meant it turned or mirrored; `decode_array` leaves the pixels as they are stored."""
+    return _turn(image) is not None
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except READ_ERRORS:
+        return None
 
 
 def decode_array(data: bytes, where: str) -> np.ndarray:

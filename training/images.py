@@ -16,6 +16,7 @@ import PIL.Image
 import torch
 
 from dnnlib import UserError, atomic_path
+from torch_utils.pixels import to_uint8
 
 PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 ANIMATION_SUFFIXES = (".gif", ".mp4")
@@ -32,13 +33,6 @@ class LabelledImages(Protocol):
 
     def get_details(self, idx: int) -> Any:
         """An object with `raw_label`: an integer, or a vector of numbers."""
-
-
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Images in [-1, 1] as bytes 0..255, rounded to the nearest and clipped; uint8 images pass as they are. Any shape, any device."""
-    if images.dtype == torch.uint8:
-        return images
-    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def default_grid(width: int, height: int) -> tuple[int, int]:
@@ -124,7 +118,7 @@ def enlarge(image: torch.Tensor, smallest: int) -> torch.Tensor:
 
 
 def check_animation_path(path: str | os.PathLike, fps: float = 1) -> pathlib.Path:
-    """The path of an animation of so many frames per second, if it can be written here.
+    """The path of an animation of `fps` frames per second, if it can be written here.
 
     Raises:
         UserError: it ends in neither .gif nor .mp4, a GIF is to show more than GIF_FPS, or the optional package that encodes MP4 is missing.
@@ -217,7 +211,7 @@ def _plays(encoder: Any, path: pathlib.Path) -> bool:
 
 
 def _lasting(image: PIL.Image.Image, hundredths: int) -> PIL.Image.Image:
-    """The image, to be shown for so many hundredths of a second, where PIL looks for that."""
+    """The image, to be shown for that many hundredths of a second, where PIL looks for that."""
     image.info["duration"] = 10 * hundredths
     return image
 

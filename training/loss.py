@@ -203,7 +203,7 @@ class StyleGAN2Loss:
             real_img, real_c: real images [N, C, H, W] in -1..1 and labels [N, c_dim].
             gen_z, gen_c: latents [N, z_dim] and labels [N, c_dim] of the images to generate; the relativistic objective takes real_c for both, since
                 it compares a real and a generated image of one class.
-            sync: kept from the field's signature; the training loop exchanges gradients itself, after the last round.
+            sync: kept from StyleGAN2-ADA's signature; the training loop exchanges gradients itself, after the last round.
             gain: factor on the loss.
             full: what the samples are a round of; None: they are the full batch of this rank.
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
-from dnnlib.cli import CommaList
+from dnnlib.cli import MAX_SEED, CommaList
 from pairing.adaptive import MAX_FACTOR
+from pairing.negatives import INDEPENDENT
+from pairing.network import EMBED_DIM
 from pairing.term import PAIRING_MODES, PAIRING_SPACES
 from torch_utils.ops.backend import POLICIES
 from training.augment import AUGPIPE_PRESETS
@@ -55,7 +57,6 @@ class Number(click.FloatRange):
 
 
 COUNT, WEIGHT, SHARE, POSITIVE = click.IntRange(min=1), Number(min=0), Number(min=0, max=1), Number(min=0, min_open=True)
-MAX_SEED = 2**32 - 1  # what numpy takes
 
 
 @dataclasses.dataclass
@@ -98,7 +99,7 @@ class Options:
     pairing_tau: float = _pairing(0.1, POSITIVE, "temperature of the pairing loss")
     pairing_mode: str = _pairing("infonce", click.Choice(PAIRING_MODES), "identify the latent among all of the batch, or judge single pairs")
     pairing_space: str = _pairing("z", click.Choice(PAIRING_SPACES), "latents to identify")
-    pairing_dim: int = _pairing(128, COUNT, "length of the pairing embeddings")
+    pairing_dim: int = _pairing(EMBED_DIM, COUNT, "length of the pairing embeddings")
     pairing_width: int = _pairing(1, COUNT, "width of both towers of the pairing network, in multiples of its default")
     pairing_view: int | None = _pairing(None, COUNT, "edge of the images as P sees them, averaged down: a power of two from 8 on", shown="the data's")
     pairing_features: bool = _pairing(False, bool, "the pairing network sees the discriminator's features of an image instead of its pixels")
@@ -107,7 +108,10 @@ class Options:
     pairing_shuffle: bool = _pairing(False, bool, "control: the pairing network sees the latents in another order")
     pairing_extra: int = _pairing(0, click.IntRange(min=0), "negatives to draw besides the latents of the batch")
     pairing_near: float | None = _pairing(
-        None, Number(min=0, max=1, min_open=True), "distance of these from the latents of the batch, 1: independent", shown="1"
+        None,
+        Number(min=0, max=1, min_open=True),
+        f"distance of these from the latents of the batch, {INDEPENDENT:g}: independent",
+        shown=f"{INDEPENDENT:g}",
     )
     pairing_warmup: int | None = _pairing(None, COUNT, "kimg over which the pairing weight rises from 0", shown="none")
     pairing_target: float | None = _pairing(

@@ -7,8 +7,9 @@ import pathlib
 import numpy as np
 import torch
 
+from torch_utils.pixels import to_uint8
 from training.dataset import ImageFolderDataset
-from training.images import default_grid, grid_indices, save_image_grid, to_uint8
+from training.images import default_grid, grid_indices, save_image_grid
 
 BATCH_PIXELS = 64 * 64 * 64
 

@@ -10,7 +10,7 @@ import time
 import psutil
 import torch
 
-from dnnlib import EasyDict, append_text
+from dnnlib import append_text
 from dnnlib.format import format_time
 from dnnlib.log import is_terminal
 from torch_utils import training_stats
@@ -24,7 +24,7 @@ GB = 2**30
 
 
 class Progress:
-    """Clock and mouth of a run. Every rank makes one, since statistics are joined over ranks; only rank 0 speaks and writes.
+    """Timing and logging of a run. Every rank makes one, since statistics are joined over ranks; only rank 0 speaks and writes.
 
     Args:
         run: the run folder.
@@ -127,8 +127,8 @@ class Progress:
         state.report_times()
         self.collector.update()
 
-    def tick(self, state: TrainingState) -> EasyDict:
-        """Ends a tick: prints the status line, writes statistics, and returns them. Raises UserError if they cannot be written."""
+    def tick(self, state: TrainingState) -> None:
+        """Ends a tick: prints the status line and writes statistics. Raises UserError if they cannot be written."""
         tick_seconds = time.time() - self.tick_start
         self._report(state, tick_seconds)
         stats = self.collector.as_dict()
@@ -152,7 +152,6 @@ class Progress:
             append_text(self.run / STATS_FILE, json.dumps(dict(stats, timestamp=time.time())) + "\n")
             self._show({name: value.mean for name, value in stats.items()}, state)
         self.tick_nimg, self.tick_start = state.cur_nimg, time.time()
-        return stats
 
     def _show(self, values: dict[str, float], state: TrainingState) -> None:
         for board in self._boards:

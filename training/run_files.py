@@ -14,14 +14,12 @@ import uuid
 from collections.abc import Iterable, Iterator
 
 from dnnlib import EasyDict, UserError, atomic_write_text
-from dnnlib.json_files import read_json
 from metrics.report import has_line, lines_path
-from metrics.runs import direction
+from metrics.runs import OPTIONS_FILE, direction, read_options
 from torch_utils import checkpoint
 from training.history import read_figures, read_lines
 
 STATES_KEPT = 2  # the last good state and the one before
-OPTIONS_FILE = "training_options.json"
 ALARMS_FILE = "alarms.jsonl"
 BEST_FILE, BEST_LINK = "best.json", "network-snapshot-best.safetensors"
 INTERRUPTED_STATE = "training-state-interrupted.pt"
@@ -107,24 +105,24 @@ class RunDir:
         return path is not None and os.path.isfile(os.path.join(path, OPTIONS_FILE))
 
     @classmethod
-    def open(cls, path: str | os.PathLike) -> tuple[RunDir, EasyDict]:
-        """An existing run folder and its options. Raises UserError if there is none or its options are damaged."""
+    def open(cls, path: str | os.PathLike, option: str = "--continue-run") -> tuple[RunDir, EasyDict]:
+        """An existing run folder, which a command-line option names, and its options. Raises UserError if there is none or these are damaged."""
         run = cls(path)
         try:
-            args = as_easydict(read_json(run.path / OPTIONS_FILE))
-        except OSError as error:
-            raise UserError(f"--continue-run={path}: no {OPTIONS_FILE} there ({error.strerror}), give the folder of a run") from error
-        except ValueError as error:
-            raise UserError(f"--continue-run={path}: {OPTIONS_FILE} is damaged: {error}") from error
+            args = as_easydict(read_options(run.path))
+        except UserError as error:
+            raise UserError(f"{option}={path}: {error}") from error
+        if args is None:
+            raise UserError(f"{option}={path}: no {OPTIONS_FILE} there, give the folder of a run")
         needed = {"training_set_kwargs": dict, "G_kwargs": dict, "loss_kwargs": dict, "total_kimg": int, "device": str}
-        missing = [key for key, kind in needed.items() if not isinstance(args, dict) or not isinstance(args.get(key), kind)]
+        missing = [key for key, kind in needed.items() if not isinstance(args.get(key), kind)]
         if missing:
-            raise UserError(f"--continue-run={path}: {OPTIONS_FILE} is of another program, it has no usable {missing[0]!r}")
+            raise UserError(f"{option}={path}: {OPTIONS_FILE} has no usable {missing[0]!r}, so it is of another program; give a run of train.py")
         return run, args
 
     def set_length(self, total_kimg: int) -> None:
         """Takes down in training_options.json how long the run is to be, if it was begun with another length."""
-        args = read_json(self / OPTIONS_FILE)
+        _, args = self.open(self.path)
         if args["total_kimg"] != total_kimg:
             atomic_write_text(self / OPTIONS_FILE, json.dumps(args | {"total_kimg": total_kimg}, indent=2) + "\n")
 
@@ -180,14 +178,14 @@ class RunDir:
         paths = [path for path in (self.interrupted_state, *numbered) if path.is_file()]
         for path in paths:
             try:
-                return _of_today(checkpoint.load_state(path))
+                return _upgrade_state(checkpoint.load_state(path))
             except UserError as error:
                 reason = str(error)
             except (KeyError, TypeError, ValueError) as error:
                 reason = f"{path} holds something else than a training state ({error})"
             print(f"Warning: {reason}; trying the state before it.")
         if paths:
-            raise UserError(f"--continue-run={self.path}: none of its {len(paths)} training states can be used; start a new run")
+            raise UserError(f"{self.path}: none of its {len(paths)} training states can be used; start a new run")
         return None
 
     def best(self, metric: str | None) -> Best | None:
@@ -235,7 +233,7 @@ class RunDir:
                     self.snapshot(kimg).unlink()
 
 
-def _of_today(saved: dict) -> dict:
+def _upgrade_state(saved: dict) -> dict:
     """A saved state as it would be written now. Older ones were written at snapshots only, after these had been measured."""
     if "lines" in saved:
         return saved

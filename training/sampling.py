@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from dnnlib import UserError
-from training.images import default_grid, to_uint8
+from dnnlib.cli import MAX_SEED
+from torch_utils.pixels import to_uint8
+from training.images import default_grid
 
-MAX_SEED = 2**32 - 1
 # Pixels of the images rendered at a time, and how many images at most. More than fits a CPU's caches slows it down (bench.generate).
 BATCH_PIXELS = {"cpu": (2**17, 64)}
 GPU_BATCH_PIXELS = (2**22, 256)
@@ -149,22 +150,17 @@ def plan_sheet(grid: tuple[int, int] | None, seeds: Sequence[int] | None, class_
         UserError: another number of seeds than the grid needs.
     """
     rows_are_classes = c_dim > 0 and class_index is None
-    if grid is None:
-        grid = _automatic_grid(seeds, c_dim if rows_are_classes else 0, resolution)
-        needed = len(seeds) if seeds is not None else None
-    else:
-        needed = None
-    columns, rows = grid
+    columns, rows = grid or _automatic_grid(seeds, c_dim if rows_are_classes else 0, resolution)
     blocks = math.ceil(rows / c_dim) if rows_are_classes else rows
-    needed = columns * blocks if needed is None else needed
-    if seeds is not None and len(seeds) != needed:
+    needed = columns * blocks
+    if grid is not None and seeds is not None and len(seeds) != needed:
         what = "one per cell" if not rows_are_classes else "one per column" if blocks == 1 else "one per column for each round of the classes"
         raise UserError(f"--grid={columns}x{rows} needs {needed} seeds ({what}), but --seeds names {len(seeds)}")
     seeds = list(range(needed)) if seeds is None else list(seeds)
     if not rows_are_classes:
-        return Sheet(grid, seeds, [class_index] * len(seeds))
+        return Sheet((columns, rows), seeds, [class_index] * len(seeds))
     cells = [(seeds[row // c_dim * columns + column], row % c_dim) for row in range(rows) for column in range(columns)]
-    return Sheet(grid, [seed for seed, _ in cells], [label for _, label in cells])
+    return Sheet((columns, rows), [seed for seed, _ in cells], [label for _, label in cells])
 
 
 def _automatic_grid(seeds: Sequence[int] | None, class_rows: int, resolution: int) -> tuple[int, int]:

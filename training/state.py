@@ -14,6 +14,7 @@ from pairing.network import PairingNetwork
 from pairing.term import PairingTerm
 from torch_utils.checkpoint import NetworkRecord
 from torch_utils.distributed import gather_objects, mean_over_ranks_, rank, sum_over_ranks_, world_size
+from torch_utils.pixels import from_uint8
 from training.ada import ADA_KIMG, AdaController
 from training.augment import AugmentPipe
 from training.data_loader import LabelTable
@@ -132,7 +133,7 @@ class TrainingState:
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """One training step on a batch of this rank: uint8 images [N, C, H, W] and labels [N, c_dim]. The host never waits for the device."""
-        real = images.to(torch.float32) / 127.5 - 1
+        real = from_uint8(images)
         nonfinite_before = self.nonfinite.clone()
         for phase in self.phases:
             if self.batch_idx % phase.interval == 0:
@@ -161,15 +162,20 @@ class TrainingState:
         """Reports the phases' times since the last call."""
         report_times(self._pending_times)
 
-    # Files.
-
-    def _networks(self) -> dict[str, nn.Module]:
-        named = {"G_ema": self.G_ema, "G": self.G, "D": self.D, "P": self.P}
+    def trained_networks(self) -> dict[str, nn.Module]:
+        """G, D and, if there is one, P: the networks that have optimisers."""
+        named = {"G": self.G, "D": self.D, "P": self.P}
         return {name: module for name, module in named.items() if module is not None}
+
+    def networks(self) -> dict[str, nn.Module]:
+        """G_ema and the trained networks, as files hold them."""
+        return {"G_ema": self.G_ema, **self.trained_networks()}
+
+    # Files.
 
     def network_records(self) -> dict[str, NetworkRecord]:
         """The networks as a snapshot holds them."""
-        return {name: network_record(module) for name, module in self._networks().items()}
+        return {name: network_record(module) for name, module in self.networks().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as tensors and plain values. Every rank must call; what differs between ranks is gathered."""
@@ -187,7 +193,7 @@ class TrainingState:
         }
         optimizers = {phase.name: phase.optimizer.state_dict() for phase in self.phases if phase.name.endswith("main")}
         return {
-            "networks": {name: module.state_dict() for name, module in self._networks().items()},
+            "networks": {name: module.state_dict() for name, module in self.networks().items()},
             "optimizers": optimizers,
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "ranks": gather_objects(per_rank),
@@ -204,7 +210,7 @@ class TrainingState:
         own = state["ranks"][rank()]
         if own["device"] != self.device.type:
             raise UserError(f"the state was saved on {own['device']}, this run is on {self.device.type}; continue where the run began")
-        for name, module in self._networks().items():
+        for name, module in self.networks().items():
             module.load_state_dict(state["networks"][name])
         for phase in self.phases:
             if phase.name in state["optimizers"]:

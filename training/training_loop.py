@@ -32,7 +32,7 @@ from training.run_files import LOG_FILE, RunDir
 from training.run_lines import NO_LINES, mark_lines, restore_lines
 from training.state import TrainingState, without_class
 from training.stopping import Abandoned, Stopping
-from training.transfer import begin
+from training.transfer import initialize_networks
 
 MAX_BAD_STEPS = 50  # steps in a row with gradients that are not finite, after which a run is given up
 
@@ -77,8 +77,7 @@ class Trainer:
             num_replicas=num_ranks,
             workers=args.data_loader_kwargs.num_workers,
         )
-        networks = {name: module for name, module in (("G", self.state.G), ("D", self.state.D), ("P", self.state.P)) if module is not None}
-        sizes = predict_sizes(networks, self.dataset.resolution, self.dataset.num_channels, len(self.dataset))
+        sizes = predict_sizes(self.state.trained_networks(), self.dataset.resolution, self.dataset.num_channels, len(self.dataset))
         self.disk = DiskWatch(self.run, args, sizes)
         if isinstance(self.dataset.store, FolderStore) and isinstance(self.loader, StreamingLoader):
             self.say("Reading the data set once, to know it again in a later part of this run.")
@@ -95,7 +94,7 @@ class Trainer:
         for number, position in enumerate(positions):
             if position != positions[0]:
                 found = f"rank {number} would go on at {places[number]}, rank 0 at {places[0]}"
-                raise UserError(f"--continue-run={self.run.path}: {found}; start again when all machines can read the same files there")
+                raise UserError(f"{self.run.path}: {found}; start again when all machines can read the same files there")
 
     def restore_files(self, saved: dict | None) -> None:
         """Puts the files of the run folder back to where the state was written, or to the beginning without one."""
@@ -121,7 +120,7 @@ class Trainer:
             self.progress.load_state_dict(saved["progress"][rank()])
         except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise UserError(f"--continue-run={self.run.path}: the training state does not fit the options of the run: {reason}") from error
+            raise UserError(f"{self.run.path}: its training state does not fit its options ({reason}); restore both from one copy") from error
 
     def say(self, text: str) -> None:
         """Prints on rank 0."""
@@ -136,7 +135,7 @@ class Trainer:
     def describe(self) -> None:
         """Prints what will be trained."""
         args, dataset, state = self.args, self.dataset, self.state
-        sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in (("G", state.G), ("D", state.D), ("P", state.P)) if m is not None}
+        sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in state.trained_networks().items()}
         self.say(f"Training images: {len(dataset):,} of {dataset.image_shape}, label size {dataset.label_dim}")
         self.say("Parameters:      " + ", ".join(f"{name} {count:,}" for name, count in sizes.items()))
         self.say(f"Device:          {self.device}, batch {args.batch_size}, {args.batch_gpu} at a time, {args.num_gpus} process(es)")
@@ -150,9 +149,10 @@ class Trainer:
 
     def check_ranks_agree(self) -> None:
         """Raises RuntimeError if the ranks' weights have drifted apart, which averaged gradients rule out on sound machines."""
-        networks = {"G": self.state.G, "D": self.state.D, "G_ema": self.state.G_ema, "P": self.state.P}
-        for name, module in networks.items() if self.num_ranks > 1 else ():
-            parameters = {key: value.detach().cpu() for key, value in module.named_parameters()} if module is not None else {}
+        if self.num_ranks == 1:
+            return
+        for name, module in {**self.state.trained_networks(), "G_ema": self.state.G_ema}.items():
+            parameters = {key: value.detach().cpu() for key, value in module.named_parameters()}
             digests = gather_objects(checkpoint.tensors_digest(parameters))
             if len(set(digests)) > 1:
                 raise RuntimeError(f"the ranks hold different weights of {name} at {self.state.cur_nimg / 1e3:.1f} kimg; a device or link is faulty")
@@ -265,8 +265,7 @@ class Trainer:
         if now == state.told_nonfinite:
             return
         self.say(f"Warning: {now - state.told_nonfinite:,} gradient values of this tick were not finite; they were set to 0 or +-1e5.")
-        networks = (module for module in (state.G, state.D, state.P) if module is not None)
-        broken = [name for module in networks for name, p in module.named_parameters() if not torch.isfinite(p).all()]
+        broken = [name for module in state.trained_networks().values() for name, p in module.named_parameters() if not torch.isfinite(p).all()]
         streak = int(state.bad_streak)
         if broken or streak >= MAX_BAD_STEPS:
             what = f"weights are not finite ({broken[0]})" if broken else f"gradients were not finite for {streak} steps in a row"
@@ -345,7 +344,7 @@ def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continue
     """
     trainer = Trainer(args, device, num_ranks)
     saved = trainer.run.last_state() if continued else None
-    transferred = begin(trainer.state, args.get("resume_pkl")) if saved is None else []
+    transferred = initialize_networks(trainer.state, args.get("resume_pkl")) if saved is None else []
     if not continued:
         trainer.disk.check_start()
     if trainer.is_writer and not continued:

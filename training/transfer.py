@@ -118,7 +118,7 @@ def transfer(state: TrainingState, source: str) -> list[Copied]:
     networks = load_network(fetch(source))
     for name in NEEDED:
         if name not in networks:
-            raise UserError(f"--resume={source}: the file holds no network {name!r}")
+            raise UserError(f"--resume={source}: the file holds no network {name!r}; give a snapshot of a training")
     copies = []
     for name in NETWORKS:
         target = getattr(state, name)
@@ -127,11 +127,11 @@ def transfer(state: TrainingState, source: str) -> list[Copied]:
         copies.append(copy_matching(networks[name], target, name))
         # Filters and single numbers fit whatever the sizes; a network that has any size in common shares a weight.
         if not any(tensor.endswith("weight") for tensor in copies[-1].names):
-            raise UserError(f"--resume={source}: no weight of its {name} fits this configuration")
+            raise UserError(f"--resume={source}: no weight of its {name} fits this configuration; give its --cfg, or another network")
     return copies
 
 
-def begin(state: TrainingState, source: str | None) -> list[str]:
+def initialize_networks(state: TrainingState, source: str | None) -> list[str]:
     """Brings a new run to its start, from `source` if there is one.
 
     Returns:

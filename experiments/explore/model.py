@@ -197,7 +197,7 @@ class Explorer:
     def _prepare_real(self) -> None:
         """Features and radii of the real images."""
         side = DataSide(lambda **overrides: self.dataset, self.dataset.name, self.cache)
-        want = side.want(self.detector, Rows, self.num_real, sampled=True)
+        want = side.request(self.detector, Rows, self.num_real, sampled=True)
         rows = side.collect({want: self.detector}, PassOptions(REAL_BATCH, self.device, progress=True))[want]["rows"]
         points, _ = knn.make_point_sets(rows, rows, rows.device)
         radii = knn.kth_distance(points, NEAREST_K, "real").float()

@@ -1,8 +1,8 @@
 // The page of experiments.explore: what is shown is a function of `view`, which the address after # keeps.
 "use strict";
 
-const STRIP = 9, POLL_MS = 700, SETTLE_MS = 120;
-const view = { seed: 0, to: 1, t: 0, space: "z", class: 0, trunc: 1, layout: "images" };
+const STRIP = 9, POLL_MS = 700, SETTLE_MS = 120, SLIDER = 1000;
+const FIRST = { seed: 0, to: 1, t: 0, space: "z", class: 0, trunc: 1, layout: "images" }, view = { ...FIRST };
 const $ = (id) => document.getElementById(id);
 let about = null, map = null, mapKey = "", settling = 0, turn = 0, mapTurn = 0, mapping = false;
 
@@ -41,21 +41,33 @@ function captioned(img, ...lines) {
 function show() {
   for (const name of ["seed", "to"]) {
     $(name).value = view[name];
-    $(name + "-slider").value = Math.min(view[name], 999);
+    showSlider($(name + "-slider"), view[name], Number($(name).max));
   }
   for (const name of ["t", "class", "trunc"]) {
     $(name).value = view[name];
     $(name + "-value").textContent = view[name];
   }
   for (const name of ["space", "layout"]) document.querySelector(`input[name=${name}][value=${view[name]}]`).checked = true;
-  history.replaceState(null, "", "#" + new URLSearchParams(view));
   $("picture").src = imageAt(view.t);
   $("picture-a").src = imageOf(view.seed);
   $("picture-b").src = imageOf(view.to);
   $("caption").textContent = `seed ${view.seed}${view.t > 0 ? `, ${Math.round(100 * view.t)} % of the way to seed ${view.to}` : ""}`;
   drawMap();
   clearTimeout(settling);
-  settling = setTimeout(() => { showStrip(); showNearest(); followMap(); }, SETTLE_MS);
+  settling = setTimeout(() => {
+    history.replaceState(null, "", "#" + new URLSearchParams(view));  // browsers refuse more than a few a second
+    showStrip();
+    showNearest();
+    followMap();
+  }, SETTLE_MS);
+}
+
+// A slider shows the thousand seeds that hold its own, so that it never stands at another seed than the number beside it.
+function showSlider(slider, seed, highest) {
+  slider.min = seed - (seed % SLIDER);
+  slider.max = Math.min(Number(slider.min) + SLIDER - 1, highest);
+  slider.value = seed;
+  slider.title = `seeds ${slider.min} to ${slider.max}`;
 }
 
 function showStrip() {
@@ -79,7 +91,7 @@ async function showNearest() {
     return;
   }
   $("nearest-note").textContent =
-    `In the neighbourhood of ${found.covered_by} of ${about.real} real images. Nearest first; distances also in radii of the real images' neighbourhoods.`;
+    `In the neighbourhood of ${found.covered_by} of ${about.real} real images. Nearest first; 1 radius is from that real image to its third neighbour.`;
   $("nearest").replaceChildren(...found.real.map((real) => {
     const label = real.label === null ? "" : `, class ${real.label}`;
     const image = picture("/real.png?index=" + real.index, "real image " + real.index);
@@ -126,7 +138,7 @@ function showMap(found) {
   $("worst").replaceChildren(...found.worst.map((pair) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.append(picture(imageOf(pair.seeds[0]), "seed " + pair.seeds[0]), " ", picture(imageOf(pair.seeds[1]), "seed " + pair.seeds[1]),
+    button.append(picture(imageOf(pair.seeds[0]), ""), " ", picture(imageOf(pair.seeds[1]), ""),  // the text names them
       document.createElement("br"), `${pair.seeds[0]} and ${pair.seeds[1]}: ${(pair.distance / found.radius).toFixed(2)} radii`);
     button.onclick = () => change({ seed: pair.seeds[0], to: pair.seeds[1], t: 0 });
     return button;
@@ -136,9 +148,9 @@ function showMap(found) {
   document.body.dataset.points = found.shares.length;
 }
 
-// Grey over orange to red, by the square root of the share, so that few collisions are seen.
-function colour(share) {
-  const stops = [[196, 203, 214], [232, 170, 110], [160, 20, 30]], place = 2 * Math.sqrt(share), at = Math.min(Math.floor(place), 1);
+// From grey to red, by the square root of the share, so that few collisions are seen.
+function colour(share, stops) {
+  const place = 2 * Math.sqrt(share), at = Math.min(Math.floor(place), 1);
   const mixed = stops[at].map((value, channel) => Math.round(value + (place - at) * (stops[at + 1][channel] - value)));
   return `rgb(${mixed.join(" ")})`;
 }
@@ -152,10 +164,12 @@ function places() {
 function drawMap() {
   const canvas = $("map"), context = canvas.getContext("2d");
   context.clearRect(0, 0, canvas.width, canvas.height);
+  sayPoint();
   if (!map) return;
+  const style = getComputedStyle(document.body), stops = ["--none", "--some", "--all"].map((name) => style.getPropertyValue(name).trim().split(" ").map(Number));
   const at = places(), order = map.shares.map((_, seed) => seed).sort((a, b) => map.shares[a] - map.shares[b]);
   for (const seed of order) {
-    context.fillStyle = colour(map.shares[seed]);
+    context.fillStyle = colour(map.shares[seed], stops);
     context.beginPath();
     context.arc(at[seed][0], at[seed][1], 4, 0, 2 * Math.PI);
     context.fill();
@@ -164,7 +178,7 @@ function drawMap() {
   context.font = "bold 16px system-ui, sans-serif";
   for (const [seed, name] of [[view.seed, "A"], [view.to, "B"]]) {
     if (seed >= at.length) continue;
-    context.strokeStyle = context.fillStyle = "#000";
+    context.strokeStyle = context.fillStyle = style.color;
     context.beginPath();
     context.arc(at[seed][0], at[seed][1], 8, 0, 2 * Math.PI);
     context.stroke();
@@ -172,13 +186,53 @@ function drawMap() {
   }
 }
 
+// What A is on the map: below it, and to a screen reader, which is told of the map as of a slider over its seeds.
+function sayPoint() {
+  let text = "no map yet";
+  if (map && view.seed >= map.shares.length) text = `Seed ${view.seed} is not on the map, which shows seeds 0 to ${map.shares.length - 1}.`;
+  else if (map) {
+    const partner = map.partners[view.seed], share = (100 * map.shares[view.seed]).toFixed(1);
+    text = `Seed ${view.seed}: ${share} % of its far latents have its image; ` + (partner === view.seed ? "none is far." : `the nearest image of them is that of seed ${partner}.`);
+  }
+  $("map-point").textContent = map ? text : "";
+  const last = map ? map.shares.length - 1 : 0;
+  for (const [name, value] of Object.entries({ valuemin: 0, valuemax: last, valuenow: Math.min(view.seed, last), valuetext: text })) {
+    $("map").setAttribute("aria-" + name, value);
+  }
+}
+
+// The far latent with the nearest image goes with a point.
+const choose = (seed) => change({ seed: seed, to: map.partners[seed], t: 0 });
+
+// The nearest point in that quarter of the plane; where there is none, the same.
+function beside(seed, right, down) {
+  const at = places(), [x, y] = at[seed];
+  let found = seed, least = Infinity;
+  at.forEach(([px, py], other) => {
+    const along = (px - x) * right + (py - y) * down, across = Math.abs((px - x) * down) + Math.abs((py - y) * right), distance = Math.hypot(along, across);
+    if (along > 0 && across <= along && distance < least) [found, least] = [other, distance];
+  });
+  return found;
+}
+
+const ARROWS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
+
+$("map").addEventListener("keydown", (event) => {
+  if (!map || event.ctrlKey || event.altKey || event.metaKey) return;
+  const last = map.shares.length - 1, seed = Math.min(view.seed, last);
+  const ways = { Home: 0, End: last, PageUp: Math.min(seed + 1, last), PageDown: Math.max(seed - 1, 0) };
+  if (event.key in ARROWS) choose(beside(seed, ...ARROWS[event.key]));
+  else if (event.key in ways) choose(ways[event.key]);
+  else return;
+  event.preventDefault();  // the page does not scroll
+});
+
 $("map").addEventListener("click", (event) => {
   if (!map) return;
   const box = $("map").getBoundingClientRect(), scale = $("map").width / box.width;
   const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
   const distances = places().map(([px, py]) => Math.hypot(px - x, py - y));
-  const seed = distances.indexOf(Math.min(...distances));
-  change({ seed: seed, to: map.partners[seed], t: 0 });  // the far latent with the nearest image
+  choose(distances.indexOf(Math.min(...distances)));
 });
 
 // Changes.
@@ -194,6 +248,17 @@ function clean(name, text) {
   return name === "t" || name === "trunc" ? Math.round(number * 1000) / 1000 : Math.floor(number);
 }
 
+// The same address shows the same in an open page as in a new one: what it does not say is as at first.
+function readAddress() {
+  Object.assign(view, FIRST);
+  for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
+    if (!Object.hasOwn(view, name)) continue;
+    const words = { space: ["z", "w"], layout: ["images", "w", "z"] }[name];
+    if (!words) view[name] = clean(name, text);
+    else if (words.includes(text)) view[name] = text;
+  }
+}
+
 function listen() {
   for (const name of ["seed", "to"]) {
     $(name).addEventListener("change", () => change({ [name]: clean(name, $(name).value) }));
@@ -205,6 +270,8 @@ function listen() {
   }
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("random").addEventListener("click", () => change({ seed: Math.floor(Math.random() * 2 ** 31), to: Math.floor(Math.random() * 2 ** 31) }));
+  window.addEventListener("hashchange", () => { readAddress(); show(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
   $("swap").addEventListener("click", () => change({ seed: view.to, to: view.seed }));
 }
 
@@ -216,11 +283,8 @@ async function start() {
   $("class").max = Math.max(about.classes - 1, 0);
   document.querySelector(".for-classes").hidden = !about.classes;
   document.querySelector(".for-truncation").hidden = !about.truncation;
-  for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
-    const words = { space: ["z", "w"], layout: ["images", "w", "z"] }[name];
-    if (words) view[name] = words.includes(text) ? text : view[name];
-    else if (name in view) view[name] = clean(name, text);
-  }
+  $("main").hidden = false;
+  readAddress();
   listen();
   show();
 }

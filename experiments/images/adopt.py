@@ -9,9 +9,9 @@ import shutil
 from dnnlib import UserError
 from experiments.images.folder_lock import hold
 from experiments.images.methods import METHODS, recognise
-from experiments.images.plan import Choice, Plan, PlannedRun, make_plan, read_plans, remember_plan
+from experiments.images.plan import Choice, Plan, PlannedRun, check_measured_on, make_plan, read_plans, remember_plan
 from experiments.images.run_state import RUN_FOLDER, look_at, read_options, run_folders, settings_difference
-from metrics.runs import SEED
+from metrics.runs import OPTIONS_FILE, SEED
 
 LARGEST_SEED = 99  # all runs up to an adopted one's seed are planned
 
@@ -41,6 +41,8 @@ def adopt(paths: list[pathlib.Path], choice: Choice, copy: bool = False) -> list
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise UserError(f"two of the runs are {twice[0]}; give one of them")
         for folder, run in taken:
+            check_measured_on(plan.data, run, [folder])
+        for folder, run in taken:
             _take(folder, run, copy)
         remember_plan(_for_runs(plan, [run for _, run in taken]), None)
     return [run for _, run in taken]
@@ -49,7 +51,7 @@ def adopt(paths: list[pathlib.Path], choice: Choice, copy: bool = False) -> list
 def _run_folder(path: pathlib.Path) -> pathlib.Path:
     """The run folder itself, or the only one in a folder."""
     inside = run_folders(path)
-    if (path / "training_options.json").is_file() or not inside:
+    if (path / OPTIONS_FILE).is_file() or not inside:
         return path
     if len(inside) > 1:
         raise UserError(f"{path} holds {len(inside)} runs; name them one by one")
@@ -104,8 +106,22 @@ def _take(folder: pathlib.Path, run: PlannedRun, copy: bool) -> None:
         name = folder.resolve().name
         target = run.parent / (name if RUN_FOLDER.match(name) else f"00000-{name}")  # as train.py names them, and as they are looked for
         if copy:
-            shutil.copytree(folder, target)
+            _copy(folder, target)
         else:
             target.symlink_to(folder.resolve(), target_is_directory=True)
+    except shutil.Error as error:  # of all files that could not be copied: the first
+        source, _, reason = error.args[0][0]
+        raise UserError(f"cannot copy {source} into {run.parent}: {reason}") from error
     except OSError as error:
         raise UserError(f"cannot take {folder} into {run.parent}: {error.strerror or error}") from error
+
+
+def _copy(folder: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a run under another name first, so that none is ever taken for whole that is not."""
+    unfinished = target.parent / f".{target.name}.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)  # what a killed process left
+    try:
+        shutil.copytree(folder, unfinished)
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import shutil
 import sys
 import threading
@@ -10,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from dnnlib import UserError
 from dnnlib.format import format_time
 from dnnlib.json_files import read_json_lines
 from experiments.images.plan import PlannedRun
@@ -17,6 +17,7 @@ from experiments.images.run_state import run_folders
 
 REDRAW_SECONDS = 2.0
 LOG_SECONDS = 600.0  # between two lines about a run that goes on
+UNLIKELY = 1e9  # kimg, or seconds for one; NaN is no less
 ENDED = ("measured", "failed", "stopped")
 
 
@@ -63,13 +64,19 @@ class Board:
             if not self.live:
                 self._log_progress()
                 return
-            width, height = shutil.get_terminal_size()
-            lines = [line[: width - 1] for line in table(self.runs, self.states, self._since, height - 2)]
-            back = f"\x1b[{self._lines}F" if self._lines else ""
-            self.stream.write(back + "".join(f"\x1b[2K{line}\n" for line in lines))
-            self.stream.write("".join("\x1b[2K\n" for _ in range(self._lines - len(lines))))
-            self._lines = max(self._lines, len(lines))
-            self.stream.flush()
+            try:
+                self._rewrite()
+            except (OSError, ValueError, OverflowError):  # the terminal is gone
+                self.live = False
+
+    def _rewrite(self) -> None:
+        width, height = shutil.get_terminal_size()
+        lines = [line[: width - 1] for line in table(self.runs, self.states, self._since, height - 2)]
+        back = f"\x1b[{self._lines}F" if self._lines else ""
+        self.stream.write(back + "".join(f"\x1b[2K{line}\n" for line in lines))
+        self.stream.write("".join("\x1b[2K\n" for _ in range(self._lines - len(lines))))
+        self._lines = max(self._lines, len(lines))
+        self.stream.flush()
 
     def _log_progress(self) -> None:
         for run in self.runs:
@@ -79,10 +86,13 @@ class Board:
 
     def _tell(self, event: str) -> None:
         line = f"{time.strftime('%H:%M:%S')}  {event}"
-        if self.live:
-            self.log(line + "\n")
-        else:
-            print(line, file=self.stream, flush=True)
+        if not self.live:
+            try:
+                print(line, file=self.stream, flush=True)
+                return
+            except (OSError, ValueError):  # the terminal is gone
+                pass
+        self.log(line + "\n")
 
     def _watch(self) -> None:
         while not self._closing.wait(REDRAW_SECONDS):
@@ -112,8 +122,7 @@ def table(runs: Sequence[PlannedRun], states: dict[str, str], since: dict[str, f
 
 def progress(run: PlannedRun) -> str:
     """How far a training is, by its stats.jsonl."""
-    folders = run_folders(run.parent)
-    last = _last_line(folders[-1] / "stats.jsonl") if folders else None
+    last = _last_line(run)
     if last is None:
         return f"training, 0 of {run.kimg} kimg"
     kimg, speed = last["Progress/kimg"]["mean"], last["Timing/sec_per_kimg"]["mean"]
@@ -121,10 +130,11 @@ def progress(run: PlannedRun) -> str:
     return f"training, {kimg:.1f} of {run.kimg} kimg, {speed:.2f} s/kimg, {left} left"
 
 
-def _last_line(path: pathlib.Path) -> dict | None:
+def _last_line(run: PlannedRun) -> dict | None:
+    """The last of its stats.jsonl, if it says how far and how fast."""
     try:
-        last = read_json_lines(path)[-1]
-        known = all(isinstance(last[name]["mean"], int | float) for name in ("Progress/kimg", "Timing/sec_per_kimg"))
+        last = read_json_lines(run_folders(run.parent)[-1] / "stats.jsonl")[-1]
+        known = all(0 <= last[name]["mean"] < UNLIKELY for name in ("Progress/kimg", "Timing/sec_per_kimg"))
         return last if known else None
-    except (OSError, ValueError, LookupError, TypeError):
+    except (UserError, OSError, ValueError, LookupError, TypeError):
         return None

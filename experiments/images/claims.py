@@ -51,7 +51,7 @@ class ImageClaim:
 
 @dataclasses.dataclass(frozen=True)
 class Supporting(Contrast):
-    """A contrast that a claim needs to hold, one of so many that one which comes out the wrong way may be chance: it contradicts nothing."""
+    """A contrast that a claim needs to hold, one of many: if it alone comes out the wrong way, that may be chance and contradicts nothing."""
 
 
 def at_stage(column: str, kimg: int) -> str:

@@ -193,6 +193,8 @@ def choose(names: Sequence[str]) -> list[ImageExperiment]:
     """
     if tuple(names) == ("all",):
         return [experiment for experiment in EXPERIMENTS.values() if experiment.of_paper]
+    if "all" in names:
+        raise UserError("all means the paper's six experiments; give it alone, or name those that you want")
     unknown = [name for name in names if name not in EXPERIMENTS]
     if unknown or not names:
         found = f"there is no image experiment {unknown[0]!r}" if unknown else "no experiment is named"

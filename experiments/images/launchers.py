@@ -20,9 +20,8 @@ import torch
 from dnnlib import UserError, atomic_write_text
 from dnnlib.cores import available_cores
 from dnnlib.json_files import read_json
-from experiments.images.commands import ROOT
 from experiments.images.plan import PlannedRun
-from experiments.images.work import Outcome, Stop, make_run
+from experiments.images.work import ROOT, Outcome, Stop, make_run
 
 Report = Callable[[PlannedRun, str], None]  # told a run and what is being done to it
 Slots = tuple[dict[str, str], ...]  # places for runs on this machine: an environment each

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from experiments.images.commands import parse_options
+from experiments.images.planned_config import parse_options
 from training import config
 
 R1_WEIGHT = "{gamma}"  # in an option: the R1 weight of the setting

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from dnnlib import UserError, atomic_write_text
 from dnnlib.json_files import read_json
 from experiments.images.budgets import Budget, find_budget
-from experiments.images.commands import configuration, inspect_data, same_data
 from experiments.images.experiments import ImageExperiment, choose
 from experiments.images.folder_lock import wait_for
 from experiments.images.methods import HALF, METHODS, R1_WEIGHT, Method
-from experiments.images.run_state import RunState, look, measured_snapshots, sheet_snapshot
+from experiments.images.planned_config import configuration, fingerprint, inspect_data, same_data
+from experiments.images.run_state import RunState, look, measured_snapshots, run_folders, sheet_snapshot
 from metrics.registry import parse_metrics
+from metrics.report import lines_path, read_lines
 from training.config import DataInfo
 from training.dataset_sources import DIGITS, open_source
 from training.dataset_writer import convert_dataset, make_transform
@@ -67,7 +70,7 @@ class PlannedRun:
         looking: arguments of `calc_metrics.py show`, after --fake and --out; empty where no sheets are wanted.
         metrics, end_metrics, detector: what is measured of every snapshot, and of that of the planned end alone.
         options: what training_options.json will hold.
-        snapshots: so many will be there, about.
+        snapshots: number of them that will be there, about.
         gpus: processes.
     """
 
@@ -131,8 +134,8 @@ def make_plan(choice: Choice) -> Plan:
     """Works out every run, its commands and its configuration.
 
     Raises:
-        UserError: unknown experiment or budget, no data, options that train.py refuses, or the folder's plan of the budget is on other data
-            or of another precision.
+        UserError: unknown experiment or budget, no data, options that train.py refuses, the folder's plan of the budget is on other data
+            or of another precision, or its runs were measured against other data.
     """
     budget, experiments = find_budget(choice.budget), choose(choice.names)
     data_path = choice.data or budget.data or _digits(choice.out)
@@ -140,7 +143,8 @@ def make_plan(choice: Choice) -> Plan:
     if not data.labels_in_file:
         raise UserError(f"--data={data_path} has no labels, and the experiments train on classes; give a labelled set")
     if saved := read_plans(choice.out).get(choice.budget):
-        _check_same_terms(choice.budget, data_path, choice.precision, saved, plan_path(choice.out))
+        new = {"data": data_path, "fingerprint": fingerprint(data_path), "precision": choice.precision}
+        _check_same_terms(choice.budget, new, saved, plan_path(choice.out))
     seeds = budget.seeds if choice.seeds is None else choice.seeds
     wanted: dict[tuple[str, str], dict[str, ImageExperiment]] = {}
     for experiment in experiments:
@@ -152,13 +156,33 @@ def make_plan(choice: Choice) -> Plan:
         for seed in range(seeds)  # all methods under one seed first: they can be compared before all is done
         for (setting, method), wanting in wanted.items()
     ]
+    for run in runs:
+        check_measured_on(data_path, run, run_folders(run.parent))
     return Plan(choice, budget, tuple(experiments), data_path, data, seeds, tuple(runs))
 
 
-def _check_same_terms(budget: str, data: str, precision: str | None, saved: dict[str, Any], path: pathlib.Path) -> None:
+def check_measured_on(data: str, run: PlannedRun, folders: Sequence[pathlib.Path]) -> None:
+    """Raises UserError if folders of a run were measured against other data: no table could hold them beside new ones."""
+    names = [spec.name for spec in parse_metrics(run.metrics, run.detector)]
+    for path, name in itertools.product(folders, names):
+        last = {str(line.get("snapshot_pkl")): line.get("protocol") for line in read_lines(path, name)}  # which counts of a repeated one
+        found = [protocol["dataset"] for protocol in last.values() if isinstance(protocol, dict) and protocol.get("dataset")]
+        if any(digest != fingerprint(data) for digest in found):
+            raise UserError(
+                f"--data={data} holds other images or labels than those that {lines_path(path, name)} was measured against; "
+                "give the data set that was there, or another --out"
+            )
+
+
+def _check_same_terms(budget: str, new: dict[str, Any], saved: dict[str, Any], path: pathlib.Path) -> None:
     """Raises UserError if a plan that `path` holds of this budget differs in what tables say once for all of their runs."""
+    data, precision = new["data"], new["precision"]
+    told = new["fingerprint"] and saved["fingerprint"]
+    other = new["fingerprint"] != saved["fingerprint"] if told else not same_data(data, saved["data"])
+    if other and data == saved["data"]:
+        raise UserError(f"--data={data} holds other images or labels than when {path} was written; put back what was there, or give another --out")
     elsewhere = f"has a plan of this budget with {{}}, and the tables of a folder are of one kind; take another folder, or remove {path} (runs stay)"
-    if not same_data(data, saved["data"]):
+    if other:
         raise UserError(f"--data={data}: {path} {elsewhere.format('--data=' + saved['data'])}")
     own = find_budget(budget).precision
     if (found := precision or own) != (old := saved["precision"] or own):
@@ -182,7 +206,7 @@ def _plan_run(
     arguments += [f"--gpus={choice.gpus}"] if choice.gpus > 1 else []
     how = [f"--detector={budget.detector}"] if budget.detector else []
     how += [f"--device={choice.device}"] if choice.device != "auto" else []
-    measuring = [*how, *([f"--data={data_path}"] if regime.subset is not None else [])]
+    measuring = [*how, f"--data={data_path}"]  # of a subset, too, all; and it may have moved since the training
     looking = [f"--real={data_path}", *how, *budget.looking] if seed == 0 else []  # pages show one run of a method
     return PlannedRun(
         key=key,
@@ -215,7 +239,7 @@ def _digits(out: pathlib.Path) -> str:
 
 
 # Of a budget in plan.json, what kind each field is.
-PLAN_FIELDS = {"seeds": int, "data": str, "device": str, "gpus": int, "precision": str | None, "runs": dict}
+PLAN_FIELDS = {"seeds": int, "data": str, "fingerprint": str | None, "device": str, "gpus": int, "precision": str | None, "runs": dict}
 
 
 def plan_path(out: pathlib.Path) -> pathlib.Path:
@@ -233,6 +257,7 @@ def read_plans(out: pathlib.Path) -> dict[str, dict[str, Any]]:
         for name, plan in plans.items():
             find_budget(name)
             choose(plan["experiments"])
+            plan.setdefault("fingerprint", None)  # a plan from before it was kept
             for field, kinds in PLAN_FIELDS.items():
                 if not isinstance(plan[field], kinds) or isinstance(plan[field], bool):
                     raise TypeError(f"{field} is {plan[field]!r}")
@@ -261,6 +286,7 @@ def _described(plan: Plan, seconds: float | None) -> dict[str, Any]:
         "seeds": plan.seeds,
         "seeds_of": dict.fromkeys(names, plan.seeds),
         "data": plan.data,
+        "fingerprint": fingerprint(plan.data),
         "device": plan.choice.device,
         "gpus": plan.choice.gpus,
         "precision": plan.choice.precision,
@@ -283,7 +309,7 @@ def join_plans(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]], p
     joined = dict(old)
     for budget, plan in new.items():
         if before := old.get(budget):
-            _check_same_terms(budget, plan["data"], plan["precision"], before, path)
+            _check_same_terms(budget, plan, before, path)
             seeds_of = _seeds_of(before)
             plan = plan | {
                 "experiments": list(dict.fromkeys([*before["experiments"], *plan["experiments"]])),
@@ -291,6 +317,7 @@ def join_plans(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]], p
                 "seeds_of": seeds_of | {name: max(seeds, seeds_of.get(name, 0)) for name, seeds in _seeds_of(plan).items()},
                 "costed": list(dict.fromkeys([*before.get("costed", []), *plan.get("costed", [])])),
                 "runs": before["runs"] | plan["runs"],
+                "fingerprint": plan["fingerprint"] or before["fingerprint"],
             }
         joined[budget] = plan
     return joined

@@ -122,7 +122,7 @@ def probe(plan: Plan, speed: Speed, environment: Mapping[str, str], say: Say) ->
 
 
 def _train_a_bit(run: PlannedRun, number: int, environment: Mapping[str, str], folder: pathlib.Path) -> float:
-    """Seconds per kimg of each of so many copies of a run at once, made in folders 0, 1, ... of the given one. Raises UserError if one fails."""
+    """Seconds per kimg of each of `number` copies of a run at once, made in folders 0, 1, ... of the given one. Raises UserError if one fails."""
     stop = Stop()
     timer = threading.Timer(PROBE_SECONDS, stop.set)
     timer.daemon = True
@@ -163,9 +163,9 @@ def _measure_a_bit(run: PlannedRun, speed: Speed, environment: Mapping[str, str]
     for kind, metrics in metric_classes(run).items() if snapshots else ():
         if kind not in speed.measuring:
             network = path if metrics == run.metrics else RunDir(path).snapshot(snapshots[-1])
-            start = time.time()
+            start = time.perf_counter()
             execute(metrics_command(run, network, metrics), place / OUTPUT, environment)
-            speed.measuring[kind] = (time.time() - start) / (len(snapshots) if metrics == run.metrics else 1)
+            speed.measuring[kind] = (time.perf_counter() - start) / (len(snapshots) if metrics == run.metrics else 1)
 
 
 def first_step(path: pathlib.Path, run: PlannedRun) -> float | None:

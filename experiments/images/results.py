@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pathlib
 import statistics
@@ -13,14 +14,15 @@ from dnnlib import UserError
 from dnnlib.json_files import read_json_lines
 from experiments.images.budgets import BUDGETS, Budget, find_budget
 from experiments.images.claims import CLAIMS, Verdict, at_stage, judge
-from experiments.images.commands import difference
 from experiments.images.experiments import EXPERIMENTS, LAST, ImageExperiment, Row, choose
 from experiments.images.methods import recognise
 from experiments.images.plan import RUNS, read_plans, run_key
+from experiments.images.planned_config import difference
 from experiments.images.run_state import read_options, run_folders
 from experiments.paper.checks import Rows, mean_interval
 from metrics.registry import parse_metrics
-from metrics.runs import Group, Run, check_protocols, load_runs
+from metrics.report import is_finite
+from metrics.runs import BOOKKEEPING, DATA_PATH, SEED, Group, Run, check_protocols, flatten, load_runs
 from training.run_files import RunDir
 
 BASELINE = "StyleGAN2"
@@ -140,6 +142,8 @@ def load_run(path: pathlib.Path) -> RunResult:
     """
     try:
         return _load_run(path)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} holds options or figures in no known form ({type(error).__name__}: {error}); restore its files") from error
 
@@ -165,6 +169,29 @@ def _load_run(path: pathlib.Path) -> RunResult:
         seconds=float(last.get("Timing/total_sec", {}).get("mean", 0)),
         trained=float(last.get("Progress/kimg", {}).get("mean", 0)),
     )
+
+
+def without_copies(runs: Sequence[RunResult]) -> tuple[list[RunResult], list[str]]:
+    """Each training once: of runs with equal options, seed and data the longest, and a sentence for every one that is left out."""
+    kept: dict[str, RunResult] = {}
+    said = []
+    for run in sorted(runs, key=lambda run: run.kimg, reverse=True):
+        options = flatten(read_options(run.path), BOOKKEEPING - {SEED})
+        told = next((protocol["dataset"] for protocol in run.protocols.values() if protocol.get("dataset")), None)
+        first = kept.setdefault(json.dumps(options | ({DATA_PATH: told} if told else {}), sort_keys=True), run)
+        if first.path.resolve() != run.path.resolve():
+            said.append(f"{run.path} has the seed and the options of {first.path} and is left out: it is no second seed")
+    return [run for run in runs if any(run is other for other in kept.values())], said
+
+
+def unusable(run: RunResult) -> list[str]:
+    """A sentence for every file of a run in which a snapshot has no finite figures."""
+    said = []
+    for file in sorted(run.path.glob("metric-*.jsonl")):
+        lines = read_json_lines(file)
+        lost = {line.get("snapshot_pkl") for line in lines} - {line.get("snapshot_pkl") for line in lines if is_finite(line)}
+        said += [f"{file} has figures of {min(map(str, lost))} that are not finite; they are left out"] if lost else []
+    return said
 
 
 def load_longest(parent: pathlib.Path) -> RunResult | None:
@@ -337,7 +364,7 @@ class _Loader:
         return ", ".join(sorted(names or {spec.detector for spec in parse_metrics(self.budget.metrics, self.budget.detector) if spec.detector}))
 
     def _note(self, experiment: ImageExperiment, columns: Sequence[str]) -> str:
-        """The budget's note, lengths, R1's weights with their reasons, and how many runs do not fill their row yet."""
+        """The budget's note, lengths, R1's weights with their reasons, and how many runs do not fill their rows yet."""
         own = [row for row in experiment.rows if row.method]
         kimg = sorted({self._kimg(row) for row in own})
         weights = {}
@@ -345,21 +372,22 @@ class _Loader:
             setting, augmentation = self.budget.setting(row.setting), "ada" if row.method.endswith("-ADA") else "noaug"
             weight = self.budget.r1_weight(setting, augmentation)
             weights[f"R1 {weight.gamma:g} with {augmentation} ({weight.reason})"] = None
-        runs = {(row.method, self.budget.setting(row.setting), seed) for row in own for seed in range(self.seeds)}  # rows at two lengths share theirs
-        missing = {
-            (row.method, self.budget.setting(row.setting), seed)
-            for row in own
-            for seed in range(self.seeds)
-            if not self._is_filled(row, seed, columns)
-        }
         lengths = ", ".join(f"{value:,}" for value in kimg)
         parts = [self.budget.note, *([self.budget.beside] if self.budget.beside and any(row.paper for row in experiment.rows) else [])]
         parts += [f"Measured at {lengths} kimg.", f"{'; '.join(weights)}."]
         parts += [f"Published figures: {experiment.source}."] if experiment.source else []
         odd = {key: self._odd[key] for row in own for seed in range(self.seeds) if (key := self._key(row, seed)) in self._odd}
         parts += [f"Left out: {key} {reason}." for key, reason in odd.items()]
-        parts += [f"{len(missing)} of {len(runs)} runs are not measured yet."] if missing else []
-        return " ".join(parts)
+        return " ".join(parts + self._missing(own, columns))
+
+    def _missing(self, rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+        """How many runs are planned and not there, and how many are there and not measured in all of their rows; rows at two lengths share theirs."""
+        wanted = [(self._key(row, seed), row, seed) for row in rows for seed in range(self.seeds)]
+        there = {key for key, row, seed in wanted if self._run(row, seed) is not None}
+        absent = {key for key, *_ in wanted} - there - self._odd.keys()
+        short = {key for key, row, seed in wanted if key in there and not self._is_filled(row, seed, columns)}
+        words = [f"Runs that are not measured in all of their rows yet: {len(short)} of {len(there)}."] if short else []
+        return words + ([f"Planned runs that are not there: {len(absent)}."] if absent else [])
 
 
 def _precision(options: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from experiments.images.disk import check_disk
 from experiments.images.folder_lock import hold
 from experiments.images.guard import QUEUE_SIGNALS
 from experiments.images.launchers import Slots, launch_local, launch_slurm
-from experiments.images.plan import Plan, PlannedRun, read_plans, remember_plan
+from experiments.images.plan import Choice, Plan, PlannedRun, read_plans, remember_plan
 from experiments.images.probe import places
 from experiments.images.run_state import run_folders
 from experiments.images.speed import Speed
@@ -63,7 +64,8 @@ def run_plan(plan: Plan, how: How, log: Callable[[str], None] = lambda text: Non
         waiting = [run for run in plan.runs if not run.look().is_measured]
         check_can_make(plan)
         speed = Speed(out)
-        slots = places(plan, how.workers, speed, functools.partial(print, flush=True)) if how.launcher == "local" else None
+        with signals_as_interrupt():
+            slots = places(plan, how.workers, speed, functools.partial(print, flush=True)) if how.launcher == "local" else None
         remember_plan(plan, None)
         print(f"{len(plan.runs)} runs, {len(plan.runs) - len(waiting)} of them measured already.", flush=True)
         return _make(plan, waiting, how, slots, speed, log) if waiting else []
@@ -83,10 +85,17 @@ def check_may_run(plan: Plan, how: How) -> None:
     names = [experiment.name for experiment in plan.experiments]
     costed = read_plans(plan.choice.out).get("paper", {}).get("costed", [])
     if missing := [name for name in names if name not in costed]:
-        command = f"reproduce.py plan {' '.join(missing)} --budget=paper --out={plan.choice.out}"
-        raise UserError(f"--budget=paper takes days to weeks: see what {missing[0]} costs first, by `{command}`")
+        where = " on a GPU node (srun)" if how.launcher == "slurm" else ""
+        raise UserError(f"--budget=paper takes days to weeks: see what {missing[0]} costs first, by `{_planning(plan.choice, missing)}`{where}")
     if not how.confirmed:
         raise UserError("--budget=paper takes as long as its plan says; add --yes to start it")
+
+
+def _planning(choice: Choice, names: Sequence[str]) -> str:
+    """The command that plans experiments by the options of a choice."""
+    options = {field.name: getattr(choice, field.name) for field in dataclasses.fields(Choice) if field.name != "names"}
+    given = {name: value for name, value in options.items() if value is not None and (name, value) not in {("device", "auto"), ("gpus", 1)}}
+    return shlex.join(["python", "reproduce.py", "plan", *names, *(f"--{name}={value}" for name, value in given.items())])
 
 
 def _make(plan: Plan, waiting: Sequence[PlannedRun], how: How, slots: Slots | None, speed: Speed, log: Callable[[str], None]) -> list[Outcome]:
@@ -104,7 +113,7 @@ def _make(plan: Plan, waiting: Sequence[PlannedRun], how: How, slots: Slots | No
                 board.set(run, f"failed: {outcome.error}" if outcome.error else "measured")
                 failures += [outcome] if outcome.error else []
                 if outcome.trained and how.launcher == "local":
-                    _learn(speed, run)
+                    _learn(speed, run, outcome.since)
     except KeyboardInterrupt:
         stop.set()
         raise
@@ -113,10 +122,10 @@ def _make(plan: Plan, waiting: Sequence[PlannedRun], how: How, slots: Slots | No
     return failures
 
 
-def _learn(speed: Speed, run: PlannedRun) -> None:
-    """Takes over a run's speed; what stands in the way is told, and no reason to end a plan."""
+def _learn(speed: Speed, run: PlannedRun, since: float) -> None:
+    """Takes over the speed of a run that began at that time; what stands in the way is told, and no reason to end a plan."""
     try:
-        speed.learn(run, run_folders(run.parent)[-1])
+        speed.learn(run, run_folders(run.parent)[-1], since)
     except (UserError, OSError, LookupError, TypeError, ValueError) as error:
         print(f"The speed of {run.key} is not kept ({type(error).__name__}: {error}).", flush=True)
 
@@ -146,4 +155,3 @@ def planned_run(plans: Sequence[Plan], key: str) -> PlannedRun:
             if run.key == key:
                 return run
     raise UserError(f"no plan in this folder has a run {key!r}; `reproduce.py plan` lists them")
-

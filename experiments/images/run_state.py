@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dnnlib import UserError
-from dnnlib.json_files import parse_json, read_json
-from experiments.images.commands import difference, same_data
+from dnnlib.json_files import read_json
+from experiments.images.planned_config import difference, same_data
+from metrics import report, runs
 from metrics.registry import parse_metrics
-from training.run_files import OPTIONS_FILE, RunDir
+from metrics.runs import OPTIONS_FILE
+from training.run_files import RunDir
 
 RUN_FOLDER = re.compile(r"\d{5}-")  # how the names of train.py's run folders begin
 SHEET_STEM = "look"  # of the files of `calc_metrics.py show` in a run folder
@@ -27,8 +29,8 @@ class RunState:
     Attributes:
         path: its run folder; None where there is none.
         kimg: of the last state to go on from or, finished, of the last snapshot; 0 without.
-        snapshots: so many there.
-        measured: so many of them with every metric.
+        snapshots: number of snapshots there.
+        measured: number of these with every metric.
         finished: whether the snapshot of the end is there.
         end: kimg of the snapshot that is nearest to the planned end, since a run may be longer; 0 without.
         end_measured: whether that of the end has what is measured of it alone.
@@ -63,21 +65,22 @@ class RunState:
 
 
 def run_folders(parent: pathlib.Path) -> list[pathlib.Path]:
-    """Run folders of train.py in a folder, by number; those that were never filled are passed over."""
-    found = [path for path in parent.glob("*") if RUN_FOLDER.match(path.name) and (path / OPTIONS_FILE).is_file()] if parent.is_dir() else []
-    return sorted(found)
+    """Run folders of train.py in a folder, by number; those that were never filled are passed over. Raises UserError for a link to nowhere."""
+    named = sorted(path for path in parent.glob("*") if RUN_FOLDER.match(path.name)) if parent.is_dir() else []
+    for path in named:
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to {path.readlink()}, which is not there; bring it back, or remove the link to train the run anew")
+    return [path for path in named if (path / OPTIONS_FILE).is_file()]
 
 
 def read_options(path: pathlib.Path) -> dict[str, Any]:
     """The training_options.json of a run folder. Raises UserError if there is none or it is damaged."""
-    try:
-        options = read_json(path / OPTIONS_FILE)
-    except OSError as error:
-        raise UserError(f"{path} is no run folder: it has no {OPTIONS_FILE} that can be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise UserError(f"{path / OPTIONS_FILE} is damaged ({error}); restore it, or remove the folder to train anew") from error
-    if not isinstance(options, dict) or "training_set_kwargs" not in options:
-        raise UserError(f"{path / OPTIONS_FILE} holds no options of a training")
+    options = runs.read_options(path)
+    if options is None:
+        raise UserError(f"{path} is no run folder, it has no {OPTIONS_FILE}; give the folder of a run")
+    data = options.get("training_set_kwargs")
+    if not isinstance(data, dict) or not isinstance(data.get("path"), str):
+        raise UserError(f"{path / OPTIONS_FILE} holds no options of a training; restore it, or remove the folder to train anew")
     return options
 
 
@@ -134,12 +137,9 @@ def archived_snapshots(path: pathlib.Path) -> list[int] | None:
 
 
 def measured_snapshots(path: pathlib.Path, names: Sequence[str]) -> set[str]:
-    """Snapshots that a run folder has a line of every metric of; a torn line is none. Whether the protocol is today's, calc_metrics.py sees."""
-    found = []
-    for name in names:
-        file = path / f"metric-{name}.jsonl"
-        lines = file.read_bytes().splitlines() if file.is_file() else []
-        found.append({snapshot for line in lines if (snapshot := _snapshot_of(line))})
+    """Snapshots that a run folder has a line of every metric of, of finite figures. Whether the protocol is today's, calc_metrics.py sees."""
+    whole = [[line for line in report.read_lines(path, name) if report.is_finite(line)] for name in names]
+    found = [{line["snapshot_pkl"] for line in lines if isinstance(line.get("snapshot_pkl"), str)} for lines in whole]
     return set.intersection(*found) if found else set()
 
 
@@ -150,11 +150,3 @@ def sheet_snapshot(path: pathlib.Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     return name if isinstance(name, str) and (path / SHEET).is_file() else ""
-
-
-def _snapshot_of(line: bytes) -> str | None:
-    try:
-        snapshot = parse_json(line)["snapshot_pkl"]
-        return snapshot if isinstance(snapshot, str) else None
-    except (ValueError, KeyError, TypeError):
-        return None

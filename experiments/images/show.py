@@ -6,6 +6,7 @@ from dnnlib.format import format_time
 from experiments.images.budgets import BUDGETS
 from experiments.images.disk import needed_bytes
 from experiments.images.experiments import EXPERIMENTS
+from experiments.images.methods import METHODS
 from experiments.images.plan import Plan, PlannedRun
 from experiments.images.speed import Left, Speed, schedule
 from training.disk import GB, free_bytes
@@ -55,7 +56,7 @@ def _weights(plan: Plan) -> list[str]:
     """R1's weights with their reasons."""
     found = {}
     for run in plan.runs:
-        augmentation = "ada" if run.method.endswith("-ADA") else "noaug"
+        augmentation = METHODS[run.method].augmentation
         weight = plan.budget.r1_weight(run.setting, augmentation)
         found[f"R1 {weight.gamma:g} in {run.setting} with {augmentation}: {weight.reason}."] = None
     return list(found)

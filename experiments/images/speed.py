@@ -15,9 +15,9 @@ import torch
 
 from dnnlib import UserError, atomic_write_text
 from dnnlib.json_files import read_json, read_json_lines
-from experiments.images.commands import parse_options
 from experiments.images.folder_lock import wait_for
 from experiments.images.plan import PlannedRun
+from experiments.images.planned_config import parse_options
 from experiments.images.run_state import RunState
 from training import config
 
@@ -45,8 +45,8 @@ def cost_class(run: PlannedRun, sharing: int = 1, threads: int = 1) -> str:
 
     Args:
         run: which.
-        sharing: so many runs share its GPU.
-        threads: so many cores are its own, where there is no GPU.
+        sharing: number of runs on its GPU.
+        threads: number of its cores, where there is no GPU.
     """
     options, _ = parse_options(run.arguments)
     parts = [config.choose_device(options.device).type if options.device == "auto" else options.device, f"{run.gpus} process(es)", options.cfg]
@@ -91,10 +91,10 @@ class Speed:
         out: results folder that holds the file.
 
     Attributes:
-        training: `cost_class` -> seconds per kimg; None: so many runs do not fit the GPU.
+        training: `cost_class` -> seconds per kimg; None: that number of runs does not fit the GPU.
         measuring: `metric_class` -> seconds per snapshot.
-        sharing: so many runs share a GPU, in what is asked and learned of them.
-        threads: so many cores has each of them, without a GPU.
+        sharing: number of runs on a GPU, in what is asked and learned of them.
+        threads: number of cores of each of them, without a GPU.
     """
 
     def __init__(self, out: pathlib.Path):
@@ -136,9 +136,9 @@ class Speed:
         ]
         return Left(_times(to_train, self.training.get(self.kind(run))), None if None in parts else sum(parts))
 
-    def learn(self, run: PlannedRun, path: pathlib.Path) -> None:
-        """Takes the speed of a run that has just been made here. Where runs share a GPU it says little: the last ones have more of it."""
-        if self.sharing == 1 and (measured := sec_per_kimg(path)) is not None:
+    def learn(self, run: PlannedRun, path: pathlib.Path, since: float = 0.0) -> None:
+        """Takes the speed of a run that has been made here since that time. Where runs share a GPU it says little: the last ones have more of it."""
+        if self.sharing == 1 and (measured := sec_per_kimg(path, since)) is not None:
             self.training[self.kind(run)] = measured
             self.save()
 
@@ -157,9 +157,10 @@ def _times(number: int, seconds: float | None) -> float | None:
     return 0.0 if number == 0 else None if seconds is None else number * seconds
 
 
-def sec_per_kimg(path: pathlib.Path) -> float | None:
-    """The median over a run's ticks but the first, which starts everything up; None if there is no other."""
-    values = [line["Timing/sec_per_kimg"]["mean"] for line in stats_lines(path)[1:]]
+def sec_per_kimg(path: pathlib.Path, since: float = 0.0) -> float | None:
+    """The median over a run's ticks from a Unix time on, but for the first, which starts everything up; None if there is no other."""
+    lines = [line for line in stats_lines(path) if line.get("timestamp", since) >= since]  # another machine may have begun the run
+    values = [line["Timing/sec_per_kimg"]["mean"] for line in lines[1:]]
     return statistics.median(values) if values else None
 
 

@@ -8,20 +8,20 @@ import pathlib
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from dnnlib import UserError
-from experiments.images.commands import ROOT
 from experiments.images.folder_lock import hold
 from experiments.images.guard import end_trees
 from experiments.images.plan import PlannedRun
 from experiments.images.run_state import SHEET, SHEET_STEM
+from torch_utils.allocator import MALLOC_VARIABLES
 from training.run_files import RunDir
 
 OUTPUT = "output.txt"
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SCRIPTS = ROOT  # where train.py and calc_metrics.py are
-# glibc gives blocks of over 128 KiB back to the system when they are freed, and a fresh page costs more than the arithmetic done on it.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,13 @@ class Outcome:
         key: of the run.
         error: empty if it is trained and measured.
         trained: whether some of its training was done now.
+        since: Unix time at which that began.
     """
 
     key: str
     error: str = ""
     trained: bool = False
+    since: float = 0.0
 
 
 class Stop(threading.Event):
@@ -81,7 +83,7 @@ def make_run(
     Returns:
         The outcome. A failure of the run is not raised: others must not suffer from it.
     """
-    trained = False
+    trained, since = False, time.time()
     try:
         with hold(run.parent, f"the run {run.key}"):
             if (found := run.look()).archived:
@@ -91,19 +93,21 @@ def make_run(
                 arguments = command(run)
                 if arguments is not None and not (stop and stop.is_set()):
                     say(step)
-                    if step == "training" and (path := run.look().path):
-                        (path / SHEET).unlink(missing_ok=True)  # of an end that is not the end any more
+                    if step == "training" and found.path:
+                        (found.path / SHEET).unlink(missing_ok=True)  # of an end that is not the end any more
                     execute(arguments, run.parent / OUTPUT, environment or {}, stop)
                     trained = trained or step == "training"
             state = run.look()
             if state.is_measured:
-                return Outcome(run.key, trained=trained)
+                return Outcome(run.key, trained=trained, since=since)
             return Outcome(run.key, "stopped" if stop and stop.is_set() else f"ended without an error, but is {state}")
     except UserError as error:
         return Outcome(run.key, "stopped" if stop and stop.is_set() else str(error))
     except OSError as error:  # a full disk, say, or a file that cannot be written
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return Outcome(run.key, "stopped" if stop and stop.is_set() else f"{reason} (errno {error.errno})")
+    except Exception as error:  # whatever a run's files hold, the others go on
+        return Outcome(run.key, "stopped" if stop and stop.is_set() else f"{type(error).__name__}: {error}")
 
 
 def training_command(run: PlannedRun) -> list[str] | None:
@@ -114,7 +118,8 @@ def training_command(run: PlannedRun) -> list[str] | None:
     if state.path is None:
         return [str(SCRIPTS / "train.py"), *run.arguments]
     gpus = [f"--gpus={run.gpus}"] if run.gpus > 1 else []
-    return [str(SCRIPTS / "train.py"), f"--continue-run={state.path.as_posix()}", f"--kimg={run.kimg}", *gpus]
+    data = run.options["training_set_kwargs"]["path"]  # which may have moved since the run was started
+    return [str(SCRIPTS / "train.py"), f"--continue-run={state.path.as_posix()}", f"--data={data}", f"--kimg={run.kimg}", *gpus]
 
 
 def measuring_command(run: PlannedRun) -> list[str] | None:
@@ -159,11 +164,11 @@ def execute(arguments: Sequence[str], output: pathlib.Path, environment: Mapping
     Raises:
         UserError: it fails; with the last thing it said.
     """
-    added = {name: value for name, value in {**MALLOC, **environment}.items() if name not in os.environ or name in environment}
+    added = {name: value for name, value in {**MALLOC_VARIABLES, **environment}.items() if name not in os.environ or name in environment}
     guard = [sys.executable, "-m", "experiments.images.guard", sys.executable, *arguments]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(output, "ab") as handle:
-        handle.write(f"$ python {' '.join(arguments)}\n".encode())
+        handle.write(f"$ python {' '.join(arguments)}\n".encode(errors="surrogateescape"))  # paths need not be UTF-8
         handle.flush()
         start = handle.tell()
         process = subprocess.Popen(
@@ -191,9 +196,11 @@ def execute(arguments: Sequence[str], output: pathlib.Path, environment: Mapping
 
 
 def last_words(output: pathlib.Path, start: int = 0) -> str:
-    """The last error, or else the last line, that a process has printed."""
+    """The last error, or else the last line, that a process has printed, and the last warning, which may be its reason."""
     with open(output, "rb") as handle:
         handle.seek(start)
         lines = [line.strip() for line in handle.read().decode("utf-8", "replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("Error: ")]
-    return (errors or lines or ["it said nothing"])[-1].removeprefix("Error: ")[:300]
+    last = (errors or lines or ["it said nothing"])[-1]
+    warning = next((line for line in reversed(lines) if line.startswith("Warning: ") and line != last), "")
+    return " - ".join(text[:300] for text in (last.removeprefix("Error: "), warning) if text)

@@ -12,29 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report.axes import Axis, axis_around, axis_of_heights, spread_out, tick_text
+from experiments.report.axes import Axis, axis_around, axis_of_heights, tick_text
 from experiments.report.figures import kind_of, title_of
+from experiments.report.labels import LABEL_HEIGHT, Box, Place, box_around, column_labels, label_near, places_near, text
+from experiments.report.looks import style
 from experiments.report.markup import Markup, element, join, number
 from experiments.report.studies import Series, Study
 from metrics.runs import Band, direction
 from metrics.trajectories import Plane
 from metrics.trajectory_figures import convex_hull
 
-COLOURS = 8  # page.css has so many
-ROUNDS = ("", " again", " third")  # dashes and other swatches for the next ones
+MOST_BANDS = 4  # series of which the areas of their seeds can be told from each other
 PLANE_SIZE = (400, 340)
-CURVE_SIZE = (380, 220)
+CURVE_SIZE = (400, 220)
 LEFT, TOP, RIGHT, BOTTOM = 44, 20, 12, 38
-LABEL_ROOM = 104  # beside the curves
-LETTER = 7.2  # width of one, for the room that a label takes
-LABEL_HEIGHT = 13
-
-# Where a name may stand beside the end of its path: anchor and distance, the best first.
-LABEL_PLACES = [("start", 10, 4), ("end", -10, 4), ("middle", 0, -11), ("middle", 0, 20)]
-LABEL_PLACES += [(anchor, dx, dy) for dy in (-12, 20, -24, 32) for anchor, dx in (("start", 8), ("end", -8))]
-
-Place = tuple[float, float]
-Box = tuple[float, float, float, float]  # left, top, right, bottom
+LABEL_ROOM = 126  # beside the curves
 
 
 def plane_chart(study: Study, plane: Plane) -> Markup:
@@ -46,18 +38,23 @@ def plane_chart(study: Study, plane: Plane) -> Markup:
     y = axis_around([v for _, pair in pairs for v in pair[1].values.flat], height - BOTTOM, TOP, floor=0)
     names = title_of(plane.x), title_of(plane.y)
     parts = [_frame(x, y, names[0], names[1]), _ceiling(study, plane.y, x, y)]
-    parts += [_hulls(series, pair, x, y) for series, pair in pairs if len(pair[0].values) > 1]
-    ends, taken, crossed = {}, [], []
+    parts += [_hulls(series, pair, x, y) for series, pair in pairs if len(pair[0].values) > 1 and has_bands(study)]
+    ends: dict[Series, Place] = {}
+    taken: list[Box] = []
+    crossed: list[Box] = []
     for series, (across, up) in pairs:
         path = [(x.at(a), y.at(b)) for a, b in zip(across.mean, up.mean)]
         says = [f"{names[0].lower()} {_spread(across, t)}, {names[1].lower()} {_spread(up, t)}" for t in range(len(path))]
         parts.append(_path(series, study.steps, across, path, says))
-        ends.setdefault(series, path[-1])
-        taken.append(_box(path[-1], 7))
-        crossed += [_box(place, 3) for place in _along(path)]
-    parts += [_label_near(series, place, taken, crossed) for series, place in ends.items()]
+        ends[series] = path[-1]  # of the longest runs
+        taken.append(box_around(path[-1], 7))
+        crossed += [box_around(place, 3) for place in _along(path)]
+    room = (LEFT + 2, TOP - 4, width + 8, height - BOTTOM)
+    for series, place in ends.items():  # a name covers no other and no end of a path, and no path either where that can be
+        parts.append(label_near(series, place, places_near(), room, taken, crossed) or label_near(series, place, places_near(), room, taken))
     what = f"{names[1]} against {names[0].lower()} over training"
-    last = "; ".join(f"{series.label} {_spread(across, -1)} and {_spread(up, -1)}" for series, (across, up) in pairs)
+    said = (names[1].lower(), names[0].lower())
+    last = "; ".join(f"{series.label} {said[0]} {_spread(up, -1)}, {said[1]} {_spread(across, -1)}" for series, (across, up) in pairs)
     return _chart(what, f"{what}. Last snapshots: {last}.", PLANE_SIZE, parts, "plane")
 
 
@@ -79,30 +76,28 @@ def curve_chart(study: Study, figure: str, still: bool = False) -> Markup:
     parts = [_frame(x, y, "thousand real images (kimg)", ""), _ceiling(study, figure, x, y)]
     if not still:
         parts.append(element("line", class_="cursor", x1=0, x2=0, y1=TOP, y2=height - BOTTOM, **_steps([(x.at(k), 0) for k in study.steps])))
-    parts += [_ribbon(series, band, x, y) for series, band in bands if len(band.values) > 1]
+    parts += [_ribbon(series, band, x, y) for series, band in bands if len(band.values) > 1 and has_bands(study)]
     parts += [_thread(series, run, x, y) for series, runs in seeds.items() if len(runs) > 1 for run in runs]
+    ends: dict[Series, Place] = {}  # of the longest runs, which the names stand beside
+    crossed: list[Box] = []
     for series, band in bands:
         path = [(x.at(k), y.at(value)) for k, value in zip(band.kimg, band.mean)]
+        ends[series] = path[-1]
+        crossed += [box_around(place, 3) for place in _along(path)]
         says = [_spread(band, t) for t in range(len(path))]
         parts.append(_line(series, band, path) if still else _path(series, study.steps, band, path, says))
-    ends = {series: y.at(band.mean[-1]) for series, band in bands}  # of the longest runs, which the names stand beside
-    heights = spread_out(list(ends.values()), LABEL_HEIGHT, TOP + 4, height - BOTTOM)
-    parts += [_text(series.short, x.end + 9, place + 4, f"label {style(series)}") for series, place in zip(ends, heights)]
+    parts += column_labels(ends, (x.start, TOP - 4, x.end, height - BOTTOM), crossed)
     last = "; ".join(f"{series.label} {_spread(band, -1)}" for series, band in bands)
     return _chart(title_of(figure), f"{title_of(figure)} over training. Last snapshots: {last}.", CURVE_SIZE, parts, "curve")
 
 
-def style(series: Series) -> str:
-    """The class that gives marks the colour, and dashes, of a series."""
-    return f"s{series.colour % COLOURS}" + ROUNDS[min(series.colour // COLOURS, len(ROUNDS) - 1)]
+def has_bands(study: Study) -> bool:
+    """Whether the areas that seeds sweep are drawn: those of many series hide each other."""
+    return sum(any(series.bands(figure) for figure in study.points) for series in study.series) <= MOST_BANDS
 
 
 def _chart(title: str, words: str, size: tuple[int, int], parts: Sequence[Markup | None], kind: str) -> Markup:
     return element("svg", *parts, viewBox=f"0 0 {size[0]} {size[1]}", role="img", aria_label=words, class_=f"chart {kind}", data_title=title)
-
-
-def _text(words: str, x: float, y: float, kind: str, **more: Any) -> Markup:
-    return element("text", words, x=round(x, 1), y=round(y, 1), class_=kind, **more)
 
 
 def _frame(x: Axis, y: Axis, below: str, beside: str) -> Markup:
@@ -110,14 +105,14 @@ def _frame(x: Axis, y: Axis, below: str, beside: str) -> Markup:
     parts = []
     for value in y.ticks(5):
         parts.append(element("line", x1=x.start, x2=x.end, y1=y.at(value), y2=y.at(value), class_="grid"))
-        parts.append(_text(tick_text(value), x.start - 6, y.at(value) + 3.5, "tick", text_anchor="end"))
+        parts.append(text(tick_text(value), x.start - 6, y.at(value) + 3.5, "tick", text_anchor="end"))
     for value in x.ticks(5):
         parts.append(element("line", x1=x.at(value), x2=x.at(value), y1=y.start, y2=y.start + 4, class_="axis"))
-        parts.append(_text(tick_text(value), x.at(value), y.start + 16, "tick", text_anchor="middle"))
+        parts.append(text(tick_text(value), x.at(value), y.start + 16, "tick", text_anchor="middle"))
     parts.append(element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"))
-    parts.append(_text(below, (x.start + x.end) / 2, y.start + 32, "name", text_anchor="middle"))
+    parts.append(text(below, (x.start + x.end) / 2, y.start + 32, "name", text_anchor="middle"))
     if beside:
-        parts.append(_text(beside, x.start - 38, y.end - 9, "name"))
+        parts.append(text(beside, x.start - 38, y.end - 9, "name"))
     return element("g", *parts, aria_hidden="true")
 
 
@@ -127,7 +122,7 @@ def _ceiling(study: Study, figure: str, x: Axis, y: Axis) -> Markup | None:
     if ceiling is None or not y.low < ceiling < y.high:
         return None
     line = element("line", x1=x.start, x2=x.end, y1=y.at(ceiling), y2=y.at(ceiling), class_="ceiling")
-    return join(line, _text("a perfect generator", x.start + 4, y.at(ceiling) - 4, "tick"))
+    return join(line, text("a perfect generator", x.start + 4, y.at(ceiling) - 4, "tick"))
 
 
 def _steps(places: Sequence[Place | None]) -> dict[str, str]:
@@ -187,10 +182,6 @@ def _thread(series: Series, points: Any, x: Axis, y: Axis) -> Markup:
     return element("polyline", points=places, class_=f"thread {style(series)}")
 
 
-def _box(place: Place, reach: float) -> Box:
-    return place[0] - reach, place[1] - reach, place[0] + reach, place[1] + reach
-
-
 def _along(path: Sequence[Place]) -> list[Place]:
     """A path's places, and places between them close enough for no label to fit in."""
     found = [*path]
@@ -198,25 +189,6 @@ def _along(path: Sequence[Place]) -> list[Place]:
         pieces = int(np.hypot(x1 - x0, y1 - y0) // LABEL_HEIGHT) + 1
         found += [(x0 + (x1 - x0) * i / pieces, y0 + (y1 - y0) * i / pieces) for i in range(1, pieces)]
     return found
-
-
-def _label_near(series: Series, place: Place, taken: list[Box], crossed: Sequence[Box]) -> Markup | None:
-    """A series' name beside the end of its path, which is then taken.
-
-    It covers no other name and no end of a path, and no path either where that can be. None where there is no room: the legend has it.
-    """
-    words = series.short
-    wide = len(words) * LETTER
-    for avoided in ([*taken, *crossed], taken):
-        for anchor, dx, dy in LABEL_PLACES:
-            x, base = place[0] + dx, place[1] + dy
-            left = x - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
-            box = (left, base - LABEL_HEIGHT + 3, left + wide, base + 3)
-            inside = left > LEFT + 2 and box[2] < PLANE_SIZE[0] + 8 and box[1] > TOP - 4 and box[3] < PLANE_SIZE[1] - BOTTOM
-            if inside and not any(box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in avoided):
-                taken.append(box)
-                return _text(words, x, base, f"label {style(series)}", text_anchor=anchor)
-    return None
 
 
 def _spread(band: Band, t: int) -> str:

@@ -48,6 +48,6 @@ def classes_block(study: Study) -> Markup | None:
     for figure, words, (header, *lines) in class_tables(study):
         head = [element("th", word, scope="col") for word in header]
         rows = [element("tr", row_head(name), *(element("td", cell) for cell in cells)) for name, *cells in lines]
-        box = scroll_box(table_of([head], rows, "numbers"), f"{words} in {study.title}")
+        box = scroll_box(table_of([head], [rows], "numbers"), f"{words} in {study.title}")
         blocks.append(element("details", element("summary", words, " ", element("span", figure, class_="raw")), box))
     return join(*blocks) if blocks else None

@@ -65,9 +65,9 @@ def element(name: str, /, *children: Any, **attributes: Any) -> Markup:
     return Markup(f"<{' '.join(words)}>{join(*children)}</{name}>")
 
 
-def table_of(heads: Sequence[Sequence[Markup]], rows: Sequence[Markup], kind: str) -> Markup:
-    """A table of rows of heading cells above whole rows."""
-    return element("table", element("thead", *(element("tr", *cells) for cells in heads)), element("tbody", *rows), class_=kind)
+def table_of(heads: Sequence[Sequence[Markup]], bodies: Sequence[Sequence[Markup]], kind: str) -> Markup:
+    """A table of rows of heading cells above groups of whole rows."""
+    return element("table", element("thead", *(element("tr", *cells) for cells in heads)), *(element("tbody", *rows) for rows in bodies), class_=kind)
 
 
 def row_head(name: str, content: Markup | None = None) -> Markup:

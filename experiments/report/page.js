@@ -53,6 +53,7 @@
     const moved = all(block, "[data-at]").map((mark) => ({ mark, at: JSON.parse(mark.dataset.at) }));
     const legs = all(block, ".leg");
     const cells = all(block, "[data-texts]").map((cell) => ({ cell, texts: JSON.parse(cell.dataset.texts) }));
+    const rows = all(block, "[data-measured]");
     wireSlider(block, (index) => {
       for (const { mark, at } of moved) {
         mark.style.visibility = at[index] ? "visible" : "hidden";
@@ -60,6 +61,7 @@
       }
       for (const leg of legs) leg.classList.toggle("later", Number(leg.dataset.step) > index);
       for (const { cell, texts } of cells) cell.textContent = texts[index];
+      for (const row of rows) row.classList.toggle("earlier", row.dataset.measured[index] === "0");
     });
   }
 
@@ -134,5 +136,10 @@
   all(document, ".samples").forEach(wireSamples);
   wireTips();
   addEventListener("hashchange", openTarget);
+  // Of a link that was followed before, the address does not change.
+  addEventListener("click", (event) => {
+    const link = event.target.closest("a[href^='#']");
+    if (link && link.getAttribute("href") === location.hash) openTarget();
+  });
   openTarget();
 })();

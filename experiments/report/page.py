@@ -17,13 +17,14 @@ from dnnlib import UserError, atomic_write_text, make_folder
 from dnnlib.json_files import read_json
 from experiments.report.classes import classes_block
 from experiments.report.differences import glance_block
-from experiments.report.figures import title_of
+from experiments.report.figures import glossary_of, title_of
 from experiments.report.markup import Markup, count, element, join, with_spread
-from experiments.report.plain import as_data, as_markdown
-from experiments.report.samples import Gallery, encode_to_fit, make_galleries, samples_block, uncovered_block
+from experiments.report.notes import Notes, read_notes
+from experiments.report.plain import Content, as_data, as_markdown
+from experiments.report.samples import Gallery, encode_to_fit, make_galleries, reduced_words, samples_block, uncovered_block
 from experiments.report.sections import cost_section, runs_section, signals_block, training_block
 from experiments.report.studies import Series, Study, collect, find_studies, mean_and_spread
-from experiments.report.tables import Anchors, table_section, verdict_sentence
+from experiments.report.tables import judged_on, table_section, verdict_sentence
 
 if TYPE_CHECKING:
     from experiments.images.results import RunResult, TableResult
@@ -59,16 +60,22 @@ def make_page(tables: Sequence[TableResult], runs: Sequence[RunResult], out: pat
     make_folder(out)
     studies, problems = find_studies(results)
     galleries = make_galleries(studies, problems)
-    title = TITLE_OF_TABLES if tables else TITLE_OF_RUNS
-    verdict = _verdict(tables, studies, results)
     shown = [run for study in studies for series in study.series for run in series.results]
-    atomic_write_text(out / MARKDOWN_FILE, as_markdown(title, verdict, tables, studies, shown))
-    atomic_write_text(out / JSON_FILE, json.dumps(as_data(title, verdict, tables, studies, shown), indent=1) + "\n")
-    anchors = {run.path.resolve(): f"run-{number}" for number, run in enumerate(shown, start=1)}
-    before, after = _sections(tables, studies, shown, anchors, out)
-    encode_to_fit(galleries, _document(title, verdict, [*before, *_pictures(galleries), *after], problems))
-    atomic_write_text(out / HTML_FILE, _document(title, verdict, [*before, *_pictures(galleries), *after], problems))
+    title, notes = TITLE_OF_TABLES if tables else TITLE_OF_RUNS, read_notes(out)
+    problems += notes.homeless(_places(tables, studies))
+    content = Content(title, _verdict(tables, studies, results), judged_on(tables), tables, studies, shown, notes, out)
+    atomic_write_text(out / MARKDOWN_FILE, as_markdown(content))
+    atomic_write_text(out / JSON_FILE, json.dumps(as_data(content), indent=1) + "\n")
+    before, after = _sections(content)
+    encode_to_fit(galleries, _document(content, [*before, *_pictures(galleries, notes), *after], problems))
+    atomic_write_text(out / HTML_FILE, _document(content, [*before, *_pictures(galleries, notes), *after], problems))
     return out / HTML_FILE
+
+
+def _places(tables: Sequence[TableResult], studies: Sequence[Study]) -> set[str]:
+    """Every name that a note may stand at."""
+    images = {one.images for table in tables for one in table.differences}
+    return {"glance", "samples", "uncovered", *images, *(table.name for table in tables), *(study.setting for study in studies)}
 
 
 def _verdict(tables: Sequence[TableResult], studies: Sequence[Study], results: Sequence[RunResult]) -> str:
@@ -89,22 +96,26 @@ def _verdict(tables: Sequence[TableResult], studies: Sequence[Study], results: S
 def _where_they_ended(figure: str, ends: Sequence[tuple[Series, Band]]) -> str:
     """The last value of every series, or of the lowest and the highest where there are many."""
     head = f"{title_of(figure)} at {int(ends[0][1].kimg[-1]):,} kimg"
+    seeds = sorted({len(band.values) for _, band in ends})
+    what = "seed" if all(series.made_once for series, _ in ends) else "run"
+    of = f"one {what} each" if seeds == [1] else f"{' to '.join(map(str, seeds[:: len(seeds) - 1 or 1]))} {what}s each"
     rising = sorted(ends, key=lambda end: end[1].mean[-1])
     words = [f"{with_spread(*mean_and_spread(band.values[:, -1]))} ({series.label})" for series, band in (rising if len(ends) > MOST_NAMED else ends)]
     if len(ends) > MOST_NAMED:
-        return f"{head} reaches from {words[0]} to {words[-1]}."
-    return f"{head}: {', '.join(words)}."
+        return f"{head} reaches from {words[0]} to {words[-1]}; {of}."
+    return f"{head}: {', '.join(words)}; {of}."
 
 
-def _sections(
-    tables: Sequence[TableResult], studies: Sequence[Study], runs: Sequence[RunResult], anchors: Anchors, out: pathlib.Path
-) -> tuple[list[Section], list[Section]]:
+def _sections(content: Content) -> tuple[list[Section], list[Section]]:
     """What there is to show above the pictures, and below them."""
+    tables, studies, runs, notes, out = content.tables, content.studies, content.runs, content.notes, content.root
+    anchors = {run.path.resolve(): f"run-{number}" for number, run in enumerate(runs, start=1)}
     charts = [
-        join(training_block(study, f"training-{number}"), classes_block(study), signals_block(study)) for number, study in enumerate(studies, start=1)
+        join(training_block(study, f"training-{number}", notes), classes_block(study), signals_block(study))
+        for number, study in enumerate(studies, start=1)
     ]
-    before = _section("glance", "At a glance", [glance_block(tables)])
-    before += _section("tables", "Tables and claims", [table_section(table, anchors, out) for table in tables])
+    before = _section("glance", "At a glance", [glance_block(tables, notes)])
+    before += _section("tables", "Tables and claims", [table_section(table, anchors, out, notes) for table in tables])
     before += _section("training", "Over training", _titled(studies, charts))
     if not runs:
         return before, []
@@ -112,12 +123,17 @@ def _sections(
     return before, after + _section("runs", "Runs", [runs_section(studies, anchors, out)])
 
 
-def _pictures(galleries: Sequence[Gallery]) -> list[Section]:
+def _pictures(galleries: Sequence[Gallery], notes: Notes) -> list[Section]:
     """Samples and uncovered reals, with the pictures as they are by now: empty before they are encoded."""
     studies = [gallery.study for gallery in galleries]
-    sheets = [samples_block(gallery, f"samples-{number}") for number, gallery in enumerate(galleries, start=1)]
-    missed = [uncovered_block(gallery) for gallery in galleries]
-    return _section("samples", "Samples", _titled(studies, sheets)) + _section("uncovered", "Uncovered real images", _titled(studies, missed))
+    sections = []
+    for name, heading, blocks in (
+        ("samples", "Samples", [samples_block(gallery, f"samples-{number}") for number, gallery in enumerate(galleries, start=1)]),
+        ("uncovered", "Uncovered real images", [uncovered_block(gallery) for gallery in galleries]),
+    ):
+        if any(blocks):
+            sections += _section(name, heading, [reduced_words(galleries), notes.block(name), *_titled(studies, blocks)])
+    return sections
 
 
 def _section(name: str, heading: str, blocks: Sequence[Markup | None]) -> list[Section]:
@@ -142,7 +158,17 @@ def _machine(out: pathlib.Path) -> str:
     return "; ".join(map(str, machines)) if isinstance(machines, dict) else ""
 
 
-def _document(title: str, verdict: str, sections: Sequence[tuple[str, str, Markup]], problems: Sequence[str]) -> str:
+def _glossary(content: Content) -> Markup | None:
+    """What the figures of the page mean, folded up."""
+    figures = [*(column for table in content.tables for column in table.columns), *(figure for study in content.studies for figure in study.points)]
+    told = [element("div", element("dt", title), " ", element("dd", words)) for title, words in glossary_of(figures).items()]
+    if not told:
+        return None
+    ball = "A neighbourhood is the ball around an image, in the detector's features, that reaches to its k-th nearest one of its own kind."
+    return element("details", element("summary", "What the figures mean"), element("dl", *told), element("p", ball), class_="glossary")
+
+
+def _document(content: Content, sections: Sequence[tuple[str, str, Markup]], problems: Sequence[str]) -> str:
     """The whole file. Its policy lets it load nothing, and run and style itself by what it carries only."""
     css, script = (Markup((ASSETS / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; img-src data:; style-src {_digest(css)}; script-src {_digest(script)}; base-uri 'none'; form-action 'none'"
@@ -152,14 +178,16 @@ def _document(title: str, verdict: str, sections: Sequence[tuple[str, str, Marku
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
+        element("title", content.title),
         element("link", rel="icon", href="data:,"),
         element("style", css),
     )
     links = [element("li", element("a", heading, href=f"#{name}")) for name, heading, _ in sections]
     nav = element("nav", element("ul", *links), aria_label="Contents")
     notices = element("ul", *(element("li", problem) for problem in problems), class_="problems") if problems else None
-    top = element("header", element("h1", title), element("p", verdict, class_="verdict"), nav, notices, class_="top")
+    context = element("p", content.context, class_="context") if content.context else None
+    verdict = element("p", content.verdict, class_="verdict")
+    top = element("header", element("h1", content.title), verdict, context, nav, _glossary(content), notices, class_="top")
     parts = [element("section", element("h2", heading), content, id=name, class_="part") for name, heading, content in sections]
     skip = element("a", "Skip to the content", href="#content", class_="skip")
     body = element("body", skip, top, element("main", *parts, id="content"), element("script", script))

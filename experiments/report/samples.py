@@ -15,10 +15,11 @@ from PIL import Image
 from dnnlib import UserError
 from dnnlib.json_files import read_json
 from experiments.images.run_state import SHEET_NUMBERS, sheet_snapshot
-from experiments.report.charts import style
-from experiments.report.markup import Markup, count, element, join
+from experiments.report.looks import style
+from experiments.report.markup import Markup, count, element, join, number
 from experiments.report.run_pictures import (
     BLOCK,
+    CELL,
     REALS,
     SHEET_WIDTH,
     UNCOVERED,
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
     from experiments.images.results import RunResult
 
 FEW = 4  # blocks that have room beside each other at their full size
-PAGE_BYTES = 4_800_000  # of a page with its pictures, which take what the rest leaves of it
+PAGE_BYTES = 4_900_000  # of a page with its pictures, which take what the rest leaves of it
 LEVELS = ((1.0, 82), (1.0, 70), (1.0, 55), (1.0, 40), (0.75, 45), (0.6, 40), (0.6, 28), (0.5, 30), (0.35, 25))  # scale, WebP quality
 TRIED = 24
+REDUCED = "To fit into one file pictures are stored at {percent}% of their resolution{pixels} and drawn larger."
 URI_HEAD = "data:image/webp;base64,"
 
 
@@ -51,6 +53,7 @@ class Picture:
         run: whose it is.
         kimg: when, in thousand real images.
         source: where it becomes text, a data URI; empty before `encode`.
+        scale: at which it was encoded.
     """
 
     image: Image.Image
@@ -58,6 +61,7 @@ class Picture:
     run: RunResult
     kimg: int
     source: str = ""
+    scale: float = 1.0
 
 
 @dataclasses.dataclass(eq=False)
@@ -142,6 +146,7 @@ def encode_to_fit(galleries: Sequence[Gallery], page: str) -> None:
     """
     pictures = [picture for gallery in galleries for picture in gallery.pictures]
     room = PAGE_BYTES - len(page.encode("utf-8")) - len(pictures) * (len(URI_HEAD) + 3)  # text of whole groups of four letters
+    room -= 2 * len(REDUCED) + 100  # of both sections of pictures
     encode(pictures, max(room, 0) * 3 // 4)
 
 
@@ -155,8 +160,19 @@ def encode(pictures: Sequence[Picture], limit: int) -> None:
         data = [_webp(picture.image, scale, quality) for picture in pictures]
         if last or sum(map(len, data)) <= limit:
             for picture, body in zip(pictures, data):
-                picture.source = URI_HEAD + base64.b64encode(body).decode("ascii")
+                picture.source, picture.scale = URI_HEAD + base64.b64encode(body).decode("ascii"), scale
             return
+
+
+def reduced_words(galleries: Sequence[Gallery]) -> Markup | None:
+    """How much smaller than in the runs the pictures are stored, and what that makes of a sample; None where they are not."""
+    pictures = [picture for gallery in galleries for picture in gallery.pictures]
+    scale = min((picture.scale for picture in pictures), default=1.0)
+    if scale == 1:
+        return None
+    edges = [read_options(picture.run.path).get("training_set_kwargs.resolution") for picture in pictures[:1]]
+    pixels = f" ({round(edges[0] * scale)} pixels for {edges[0]})" if isinstance(edges[0], int) and edges[0] <= CELL else ""
+    return element("p", REDUCED.format(percent=round(100 * scale), pixels=pixels), class_="reading")
 
 
 def _webp(image: Image.Image, scale: float, quality: int) -> bytes:
@@ -187,16 +203,17 @@ def samples_block(gallery: Gallery, name: str) -> Markup | None:
         last = max(shown, key=lambda picture: picture.kimg)
         figures.append(_stack(series.label, _when(last), [(picture, picture is last) for picture in row], style(series)))
     row = "stacks few" if len(figures) <= FEW else "stacks"
-    return element("div", _controls(steps, seeds, name), element("div", *figures, class_=row), class_="samples")
+    return element("div", _controls(steps, seeds, name, gallery.study.title), element("div", *figures, class_=row), class_="samples")
 
 
-def _controls(steps: Sequence[int], seeds: Sequence[str], name: str) -> Markup:
+def _controls(steps: Sequence[int], seeds: Sequence[str], name: str, title: str) -> Markup:
     slider = element("input", type="range", id=f"{name}-time", min=0, max=max(len(steps) - 1, 0), value=len(steps) - 1, step=1)
     parts = [element("label", "Snapshot", for_=f"{name}-time"), slider, element("output", f"{steps[-1]:,} kimg", for_=f"{name}-time")]
     if len(seeds) > 1:
         chosen = [element("option", seed, value=seed) for seed in seeds]
         parts += [element("label", "Seed", for_=f"{name}-seed"), element("select", *chosen, id=f"{name}-seed")]
-    return element("div", *parts, class_="controls", hidden=True, data_steps=" ".join(map(str, steps)))
+    whose = {"role": "group", "aria_label": f"Samples of {title}"}
+    return element("div", *parts, class_="controls", hidden=True, data_steps=" ".join(map(str, steps)), **whose)
 
 
 def _when(picture: Picture) -> str:
@@ -222,7 +239,7 @@ def uncovered_block(gallery: Gallery) -> Markup | None:
     for series, picture in gallery.uncovered.items():
         image = element("img", src=picture.source, alt=picture.alt, width=picture.image.width, height=picture.image.height)
         caption = element("figcaption", element("strong", series.label), " ", uncovered_words(picture.run))
-        figures.append(element("figure", caption, image, class_=f"sheet {style(series)}"))
+        figures.append(element("figure", caption, image, _pairs(series, picture.run), class_=f"sheet {style(series)}"))
     return element("div", join(figures), class_="sheets") if figures else None
 
 
@@ -230,6 +247,21 @@ def sheet_kimg(path: pathlib.Path) -> int | None:
     """When the sheets of a run folder were made, in thousand real images; None where they do not say."""
     found = re.search(r"snapshot-(\d+)", sheet_snapshot(path))
     return int(found[1]) if found else None
+
+
+def _pairs(series: Series, run: RunResult) -> Markup | None:
+    """What is written under the pairs of a sheet, which may be too small to be read there; None where the numbers do not lie beside it."""
+    try:
+        pairs = read_json(run.path / SHEET_NUMBERS)["uncovered"]
+        words = [
+            f"real {int(pair['real'])}, generated {int(pair['fake'])}: {number(pair['distance'])}, {number(pair['ratio'])} radii; "
+            f"1 of {int(pair['stands_for'])} like it"
+            for pair in pairs
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    summary = element("summary", f"The pairs of {series.label} in words, row by row")
+    return element("details", summary, element("ol", *(element("li", each) for each in words), class_="pairs")) if words else None
 
 
 def uncovered_words(run: RunResult) -> str:

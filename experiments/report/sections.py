@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from dnnlib.format import format_time
 from dnnlib.json_files import read_json_lines
-from experiments.report.charts import curve_chart, plane_chart, style
+from experiments.report.charts import curve_chart, has_bands, plane_chart
 from experiments.report.figures import title_of
+from experiments.report.looks import style, swatch
 from experiments.report.markup import NONE, Markup, count, element, join, row_head, scroll_box, table_of
+from experiments.report.notes import Notes
 from experiments.report.plain import numbers_of
 from experiments.report.signals import signals_of
-from experiments.report.studies import Series, Study, options_that_differ, path_text, read_options, seed_of
+from experiments.report.studies import NEAR, Series, Study, options_that_differ, path_text, read_options, seed_of
 from experiments.report.tables import ARROWS, Anchors
 from metrics.runs import direction
 from metrics.trajectories import describe_protocols
@@ -30,12 +32,13 @@ PLACES = ("run_dir", "training_set_kwargs.path")  # of which the name is enough:
 LOG_HEAD = 20_000  # characters of a log in which its device stands
 
 
-def training_block(study: Study, name: str) -> Markup | None:
+def training_block(study: Study, name: str, notes: Notes) -> Markup | None:
     """Charts of a study, the control of their time, and every number in a table; None where nothing was measured.
 
     Args:
         study: what to show.
         name: of the block, for the ids of its controls.
+        notes: of which those that name the setting stand above.
     """
     if not study.steps:
         return None
@@ -43,11 +46,13 @@ def training_block(study: Study, name: str) -> Markup | None:
     curves = [_chart_box(title_of(figure), _raw(figure), curve_chart(study, figure)) for figure in study.curves]
     reading = "Paths run from the hollow dot, the first snapshot, to the last."
     if any(len(series.group.runs) > 1 for series in study.series):
-        reading += " Lines are means over seeds, areas reach from the lowest seed to the highest, thin lines are single seeds."
+        areas = " areas reach from the lowest seed to the highest," if has_bands(study) else ""
+        reading += f" Lines are means over seeds,{areas} thin lines are single seeds."
         if any(len(series.stretches(figure)) > 1 for series in study.series for figure in study.points):
             reading += " Dotted lines are the seeds that go on where others end."
     return element(
         "div",
+        notes.block(study.setting),
         element("p", reading, class_="reading"),
         _legend(study),
         _controls(study, name),
@@ -90,31 +95,32 @@ def _legend(study: Study) -> Markup:
     for series in study.series:
         if any(series.band(figure) is not None for figure in study.points):
             runs = series.group.runs
-            seeds = count(len(runs), "seed" if len({run.seed for run in runs}) == len(runs) else "run")  # a run may have been made twice
+            seeds = count(len(runs), "seed" if series.made_once else "run")
             words = series.label if series.short == series.label else f"{series.short}: {series.label}"
-            entries.append(element("li", element("span", class_="swatch"), words, " ", element("small", seeds), class_=style(series)))
+            entries.append(element("li", swatch(), words, " ", element("small", seeds), class_=style(series)))
     return element("ul", *entries, class_="legend")
 
 
 def _controls(study: Study, name: str) -> Markup:
     """A slider over the steps, with a button that walks through them."""
     steps = study.steps
-    slider = element("input", type="range", id=f"{name}-time", min=0, max=len(steps) - 1, value=len(steps) - 1, step=1)
-    output = element("output", f"{steps[-1]:,} kimg", for_=f"{name}-time")
+    slider = element("input", type="range", id=f"{name}-time", min=0, max=len(steps) - 1, value=study.start, step=1)
+    output = element("output", f"{steps[study.start]:,} kimg", for_=f"{name}-time")
     play = element("button", "Play", type="button", class_="play")
     parts = [element("label", "Training time", for_=f"{name}-time"), slider, output, play]
-    return element("div", *parts, class_="controls", hidden=True, data_steps=" ".join(map(str, steps)))
+    whose = {"role": "group", "aria_label": f"Time in {study.title}"}
+    return element("div", *parts, class_="controls", hidden=True, data_steps=" ".join(map(str, steps)), **whose)
 
 
 def _readout(study: Study) -> Markup:
-    """Figures of every series at the chosen time: the latest that were measured by then."""
+    """Figures of every series at the chosen time: the latest that were measured by then. page.js greys rows that are older."""
     figures = list(study.points)
     rows = []
     for series in study.series:
         found = numbers_of(study, series)
         if not found:
             continue
-        cells = [element("th", element("span", class_="swatch"), series.short, scope="row", class_=style(series))]
+        cells = [element("th", swatch(), series.short, scope="row", class_=style(series))]
         most = max(seeds for seeds, _ in found.values())
         of = {seeds: f" ({seeds} of {most} seeds)" if seeds < most else "" for seeds, _ in found.values()}
         shown = {step: {"kimg": f"{step:,}{of[seeds]}", **texts} for step, (seeds, texts) in found.items()}
@@ -122,10 +128,11 @@ def _readout(study: Study) -> Markup:
             texts: list[str] = []
             for step in study.steps:
                 texts.append(shown.get(step, {}).get(figure) or (texts[-1] if texts else NONE))
-            cells.append(element("td", texts[-1], data_texts=json.dumps(texts, ensure_ascii=False)))
-        rows.append(element("tr", *cells))
+            cells.append(element("td", texts[study.start], data_texts=json.dumps(texts, ensure_ascii=False)))
+        measured = [int(any(step * (1 - NEAR) <= kimg <= step for kimg in found)) for step in study.steps]
+        rows.append(element("tr", *cells, class_=None if measured[study.start] else "earlier", data_measured="".join(map(str, measured))))
     head = [element("th", words, scope="col") for words in ("At this time", "measured at kimg", *map(title_of, figures))]
-    return scroll_box(table_of([head], rows, "readout"), f"Figures of {study.title} at the chosen time")
+    return scroll_box(table_of([head], [rows], "readout"), f"Figures of {study.title} at the chosen time")
 
 
 def _numbers(study: Study) -> Markup:
@@ -134,12 +141,12 @@ def _numbers(study: Study) -> Markup:
     head += [element("th", join(figure, ARROWS[direction(figure)] or None, by=" "), scope="col") for figure in figures]
     rows = []
     for series in study.series:
-        for kimg, (seeds, found) in numbers_of(study, series).items():
+        for kimg, (seeds, found) in numbers_of(study, series, ranges=True).items():
             cells = [row_head(series.label), element("td", f"{kimg:,}"), element("td", str(seeds))]
             cells += [element("td", found.get(figure, NONE)) for figure in figures]
             rows.append(element("tr", *cells))
-    box = scroll_box(table_of([head], rows, "numbers"), f"All numbers of {study.title}")
-    return element("details", element("summary", "All numbers, mean ± standard deviation over seeds"), box)
+    box = scroll_box(table_of([head], [rows], "numbers"), f"All numbers of {study.title}")
+    return element("details", element("summary", "All numbers, mean ± standard deviation over seeds, and the lowest to the highest of them"), box)
 
 
 def cost_section(runs: Sequence[RunResult], machine: str, anchors: Anchors) -> Markup:
@@ -154,7 +161,7 @@ def cost_section(runs: Sequence[RunResult], machine: str, anchors: Anchors) -> M
     total = f"{count(len(runs), 'run')}, {sum(run.kimg for run in runs):,} kimg, {_time(sum(run.seconds for run in known))} of training in all"
     total += f" (the time of {count(len(runs) - len(known), 'run')} is not known)" if len(known) < len(runs) else ""
     head = [element("th", words, scope="col") for words in ("Method", "Seed", "kimg", "Training", "s / kimg", "Measuring", "Device")]
-    box = scroll_box(table_of([head], rows, "numbers cost"), "Cost of every run")
+    box = scroll_box(table_of([head], [rows], "numbers cost"), "Cost of every run")
     return join(element("p", total + (f", on {machine}." if machine else ".")), box)
 
 
@@ -228,7 +235,7 @@ def _run(
 ) -> Markup:
     facts = f"{seed_of(run)}, {run.kimg:,} kimg"
     path = element("code", path_text(run.path, root))
-    head = element("summary", element("span", class_="swatch"), element("strong", series.label), " ", facts, " ", path)
+    head = element("summary", swatch(), element("strong", series.label), " ", facts, " ", path)
     body = _options(options, differing, f"Options of {series.label}, {seed_of(run)}", some_are_shared)
     return element("details", head, body, _files(run.path), id=anchor, class_=f"run {style(series)}")
 

@@ -30,15 +30,17 @@ def strip(ruler: Axis, mean: float, ends: tuple[float, float] | None, tick: floa
     Args:
         ruler: the scale.
         mean: where the dot is.
-        ends: of the line, which stops where the scale does; None: no line.
+        ends: of the line; it stops where the scale does, with an arrowhead if it goes on; None: no line.
         tick: where an upright line is; None: nowhere.
         kind: class of that line.
     """
     middle, (left, right) = HEIGHT / 2, (2, WIDTH - 2)
     parts = [element("line", x1=left, x2=right, y1=middle, y2=middle, class_="rail")]
     if ends is not None:
-        low, high = (min(max(ruler.at(end), left), right) for end in ends)
-        parts.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="spread"))
+        low, high = map(ruler.at, ends)
+        parts.append(element("line", x1=max(low, left), x2=min(high, right), y1=middle, y2=middle, class_="spread"))
+        beyond = [(left, 1)] * (low < left) + [(right, -1)] * (high > right)
+        parts += [element("path", d=f"M{x + 5 * to} {middle - 5}L{x} {middle}L{x + 5 * to} {middle + 5}", class_="beyond") for x, to in beyond]
     if tick is not None:
         parts.append(element("line", x1=ruler.at(tick), x2=ruler.at(tick), y1=2, y2=HEIGHT - 2, class_=kind))
     parts.append(element("circle", cx=ruler.at(mean), cy=middle, r=3.5, class_="mean"))

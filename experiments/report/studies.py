@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dnnlib import UserError
 from dnnlib.json_files import read_json
+from experiments.images.budgets import BUDGETS
 from experiments.report.figures import rank
 from metrics.runs import BOOKKEEPING, OPTIONS_FILE, SEED, Band, Group, Point, Run, check_protocols, group_runs, load_runs
 from metrics.trajectories import ONE_CLASS, Plane, find_planes
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 
 LONGEST_LABEL = 17  # letters beside a curve
+COLOURS = 8  # page.css has so many
+NEAR = 0.02  # of a kimg: measurements this far apart are of one time, for snapshots of equal runs may be a little apart
+SOLID = 4  # of them are drawn in whole lines; every further series has dashes beside its colour
+# The methods that have the same look in every study: one colour each, with ADA the same one dashed.
+LOOKS = {"StyleGAN2": 0, "Pairing-GAN": 1, "MS-GAN(+R1)": 2}
+LOOKS |= {f"{method}-ADA": look + COLOURS for method, look in LOOKS.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # one series is one, and a key by what it is
@@ -34,16 +41,21 @@ class Series:
     Attributes:
         label: the method, with what tells it from others of that name.
         short: the label where it is short enough to stand in a chart, else its number in the study, which the legend explains.
-        colour: its number on the whole page.
+        look: the number of its colour and dashes, its own in the study.
         group: its runs as `metrics.runs` has them; those without measurements have no points.
         results: the same runs, in the same order.
     """
 
     label: str
     short: str
-    colour: int
+    look: int
     group: Group
     results: tuple[RunResult, ...]
+
+    @property
+    def made_once(self) -> bool:
+        """Whether its runs are of so many seeds; a run may have been made twice."""
+        return len({run.seed for run in self.group.runs}) == len(self.group.runs)
 
     def band(self, figure: str) -> Band | None:
         """A figure over training at the kimg that all measured seeds share; None where there is none."""
@@ -65,16 +77,18 @@ class Study:
     """Runs that may be compared.
 
     Attributes:
-        title: setting and budget.
+        title: setting and budget in words.
         series: one per method.
         planes: pairs of figures to draw against each other.
         points: figure -> a measurement of it, for what its protocol says; figures of single classes are left out.
+        setting: name of the setting; empty for runs from elsewhere.
     """
 
     title: str
     series: tuple[Series, ...]
     planes: tuple[Plane, ...]
     points: dict[str, Point]
+    setting: str = ""
 
     @functools.cached_property
     def steps(self) -> list[int]:
@@ -82,6 +96,16 @@ class Study:
         drawn = [(figure,) for figure in self.points] + [(plane.x, plane.y) for plane in self.planes]  # a plane's runs are those with both
         stretches = [bands for series in self.series for figures in drawn for bands in series.stretches(*figures)]
         return sorted({int(kimg) for bands in stretches for kimg in bands[0].kimg})
+
+    @functools.cached_property
+    def start(self) -> int:
+        """The place among the steps of the last one that all series have reached under all of their seeds: where they can be compared."""
+        ends = []
+        for series in self.series:
+            bands = [band for figure in self.points if (band := series.band(figure)) is not None]
+            ends += [max(int(band.kimg[-1]) for band in bands)] if bands else []
+        end = min(ends, default=0) * (1 + NEAR)
+        return max((place for place, step in enumerate(self.steps) if step <= end), default=len(self.steps) - 1)
 
     @functools.cached_property
     def curves(self) -> list[str]:
@@ -110,15 +134,26 @@ def find_studies(results: Sequence[RunResult]) -> tuple[list[Study], list[str]]:
     settings: dict[tuple[str, str], list[RunResult]] = {}
     for result in results:
         settings.setdefault((result.setting, result.budget), []).append(result)
-    studies, problems, colours = [], [], {}
+    studies, problems = [], []
     for (setting, budget), members in settings.items():
         loaded = [_load(result, problems) for result in members]
-        title = " · ".join(filter(None, (setting, budget and f"{budget} budget"))) or "Runs"
+        title = " · ".join(filter(None, (setting_words(setting, budget), budget and f"{budget} budget"))) or "Runs"
         parts = _comparable(loaded)
         for number, part in enumerate(parts, start=1):
             name = title if len(parts) == 1 else f"{title} · protocol {number}"
-            studies.append(_make_study(name, part, {result.path.resolve(): result for result in members}, colours))
+            studies.append(_make_study(name, setting, part, {result.path.resolve(): result for result in members}))
     return studies, problems
+
+
+def setting_words(setting: str, budget: str) -> str:
+    """A setting as a heading; its name where its budget does not know it."""
+    regime = BUDGETS[budget].regimes.get(setting) if budget in BUDGETS else None
+    if regime is None:
+        return setting
+    images = "All images" if regime.subset is None else f"{regime.subset:,} images"
+    augmentation = {"ada": " with ADA", "noaug": " without augmentation"}.get(setting.partition("-")[0], "")
+    weight = f", R1 weight {regime.r1.gamma:g}" if regime.r1 else ""
+    return images + augmentation + (", long" if setting.endswith("-long") else "") + weight
 
 
 def _load(result: RunResult, problems: list[str]) -> Run:
@@ -170,19 +205,28 @@ def _agree(runs: Sequence[Run]) -> bool:
     return True
 
 
-def _make_study(title: str, runs: Sequence[Run], results: Mapping[pathlib.Path, RunResult], colours: dict[str, int]) -> Study:
+def _make_study(title: str, setting: str, runs: Sequence[Run], results: Mapping[pathlib.Path, RunResult]) -> Study:
     groups = group_runs(runs)
     members = [tuple(results[run.path.resolve()] for run in group.runs) for group in groups]
-    series = []
-    for label, group, found in zip(_labels(groups, [found[0].method for found in members]), groups, members):
+    labels, series = _labels(groups, [found[0].method for found in members]), []
+    for label, look, group, found in zip(labels, looks_of(labels), groups, members):
         order = sorted(range(len(found)), key=lambda place: found[place].seed if found[place].seed is not None else math.inf)
         group = Group(label, tuple(group.runs[place] for place in order))
         short = label if len(label) <= LONGEST_LABEL else f"no. {len(series) + 1}"
-        series.append(Series(label, short, colours.setdefault(label, len(colours)), group, tuple(found[place] for place in order)))
+        series.append(Series(label, short, look, group, tuple(found[place] for place in order)))
     points = {figure: next(iter(values.values())) for run in runs for figure, values in run.points.items() if not ONE_CLASS.search(figure)}
     points = {figure: points[figure] for figure in sorted(points, key=rank) if any(one.bands(figure) for one in series)}
     planes = [plane for plane in find_planes(runs) if {plane.x, plane.y} <= points.keys() and any(one.bands(plane.x, plane.y) for one in series)]
-    return Study(title, tuple(series), tuple(planes), points)
+    return Study(title, tuple(series), tuple(planes), points, setting)
+
+
+def looks_of(labels: Sequence[str]) -> list[int]:
+    """Looks of the series of a study: LOOKS where it names one, and for the others colours that these do not have, as long as there are any."""
+    kept = {LOOKS[label] for label in labels if label in LOOKS}
+    taken = {look % COLOURS for look in kept}
+    free = sorted(set(range(len(labels) + COLOURS * 2)) - kept, key=lambda look: (look % COLOURS in taken, look))
+    others = iter(free)
+    return [LOOKS[label] if label in LOOKS else next(others) for label in labels]
 
 
 def _labels(groups: Sequence[Group], methods: Sequence[str]) -> list[str]:
@@ -209,9 +253,9 @@ def seed_of(result: RunResult) -> str:
 
 
 def path_text(path: pathlib.Path, root: pathlib.Path) -> str:
-    """A run's path, from the report's folder where it lies inside."""
+    """A run's path, from the report's folder where it lies inside; of others the last two names, since a page is passed on without its machine."""
     resolved, top = path.resolve(), root.resolve()
-    return resolved.relative_to(top).as_posix() if resolved.is_relative_to(top) else path.as_posix()
+    return (resolved.relative_to(top) if resolved.is_relative_to(top) else pathlib.PurePath(*resolved.parts[-2:])).as_posix()
 
 
 def options_that_differ(options: Sequence[Mapping[str, Any]]) -> set[str]:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from experiments.images.budgets import BUDGETS
 from experiments.report.axes import Axis
 from experiments.report.differences import differences_block
 from experiments.report.figures import title_of
-from experiments.report.markup import NONE, Markup, count, element, join, row_head, scroll_box, table_of, with_spread
+from experiments.report.markup import NONE, Markup, element, join, row_head, scroll_box, table_of, with_spread
+from experiments.report.notes import Notes
 from experiments.report.strips import ruler_around, strip
 from experiments.report.studies import path_text, seed_of
 from metrics.runs import direction
@@ -32,13 +34,14 @@ def is_full_length(table: TableResult) -> bool:
     return table.budget_name == FULL_LENGTH
 
 
-def table_section(table: TableResult, anchors: Anchors, root: pathlib.Path) -> Markup:
+def table_section(table: TableResult, anchors: Anchors, root: pathlib.Path, notes: Notes) -> Markup:
     """A table with its budget and detector above, its verdicts and its note below.
 
     Args:
         table: what to show.
         anchors: where the runs are on the page.
         root: folder of the page.
+        notes: of which those that name the table stand under its head.
     """
     facts = [("budget", table.budget), ("training", table.training), ("detector", table.detector), ("length", _length(table))]
     facts.append(("seeds", _seeds(table)))
@@ -49,7 +52,7 @@ def table_section(table: TableResult, anchors: Anchors, root: pathlib.Path) -> M
     if published and not is_full_length(table):
         words = "Not at the published length: compare the order of the rows, not the values."
         caution = element("p", words, class_="caution")
-    body = scroll_box(_table(table, anchors, root), f"Table {table.name}")
+    body = join(notes.block(table.name), scroll_box(_table(table, anchors, root), f"Table {table.name}"))
     note = element("p", table.note, class_="note") if table.note else None
     below = caution, note, differences_block(table), claims_list(table.claims)
     return element("section", head, body, *below, class_="result", id=f"table-{_slug(table.budget_name)}-{_slug(table.name)}")
@@ -61,10 +64,8 @@ def _slug(name: str) -> str:
 
 def _length(table: TableResult) -> str:
     """Where the rows' figures were taken; their runs may be longer."""
-    reached = sorted({row.kimg for row in table.rows if row.runs})
-    if not reached:
-        return ""
-    return f"{reached[0]:,} kimg" if len(reached) == 1 else f"{reached[0]:,} to {reached[-1]:,} kimg"
+    reached = [row.kimg for row in table.rows if row.runs]
+    return f"{_span(reached)} kimg" if reached else ""
 
 
 def _seeds(table: TableResult) -> str:
@@ -86,11 +87,11 @@ def _table(table: TableResult, anchors: Anchors, root: pathlib.Path) -> Markup:
     for row in table.rows:
         cells = [row_head(row.method)]
         for name, published in columns.items():
-            cells.append(_ours(row, name, rulers[name], anchors, is_full_length(table)))
+            cells.append(_ours(row, name, rulers[name], is_full_length(table)))
             if published:
                 cells.append(element("td", published_text(row, name), class_="paper"))
         rows.append(element("tr", *cells, element("td", _seed_links(row, anchors, root), class_="seeds")))
-    return table_of([top, second] if two else [top], rows, "figures")
+    return table_of([top, second] if two else [top], [rows], "figures")
 
 
 def figure_text(row: TableRow, column: str) -> str:
@@ -104,16 +105,15 @@ def published_text(row: TableRow, column: str) -> str:
     return f"{row.paper[column]:g}" if column in row.paper else NONE
 
 
-def _ours(row: TableRow, column: str, ruler: Axis | None, anchors: Anchors, full_length: bool) -> Markup:
-    """Mean and deviation, a link to the first of the runs, and their place among the column's figures."""
+def _ours(row: TableRow, column: str, ruler: Axis | None, full_length: bool) -> Markup:
+    """Mean and deviation, and their place among the column's figures."""
     mean, spread = row.ours.get(column, (math.nan, math.nan))
     text = figure_text(row, column)
     if not math.isfinite(mean):
         return element("td", text, class_="ours none")
-    link = element("a", text, href=f"#{anchors[row.runs[0].path.resolve()]}") if row.runs else text
     ends = (mean - spread, mean + spread) if math.isfinite(spread) else None
     drawn = strip(ruler, mean, ends, row.paper.get(column) if full_length else None, "published") if ruler else None
-    return element("td", link, drawn, class_="ours", data_value=repr(float(mean)))
+    return element("td", text, drawn, class_="ours", data_value=repr(float(mean)))
 
 
 def _ruler(table: TableResult, column: str) -> Axis | None:
@@ -152,24 +152,43 @@ def claims_list(claims: Sequence[Verdict]) -> Markup | None:
 
 
 def verdict_sentence(tables: Sequence[TableResult]) -> str:
-    """What became of the claims of all tables, in one sentence; empty where none was judged."""
-    judged: dict[str, dict[str, bool | None]] = {}
+    """What became of the claims of all tables, in the claims' own words; empty where none was judged."""
+    judged: dict[str, dict[str, Verdict]] = {}
     for table in tables:
         for claim in table.claims:
-            judged.setdefault(table.budget_name or "unnamed", {})[claim.id] = claim.holds
-    clauses = []
-    for budget, verdicts in judged.items():
-        parts = []
+            judged.setdefault(table.budget_name or "unnamed", {})[claim.id] = claim
+    sentences = []
+    for budget, claims in judged.items():
+        sentences += [f"Under the {budget} budget:"] if len(judged) > 1 else []
         for holds, (words, _) in VERDICTS.items():
-            if names := [name for name, found in verdicts.items() if found is holds]:
-                parts.append(f"{_and(names)} {_plural(words, len(names))}")
-        clauses.append(f"of {count(len(verdicts), 'claim')} under the {budget} budget, {_and(parts)}")
-    text = "; ".join(clauses)
-    return f"{text[0].upper()}{text[1:]}." if text else ""
+            if told := [f"“{claim.statement.rstrip('.')}” ({claim.id})" for claim in claims.values() if claim.holds is holds]:
+                words = words.removeprefix("is ")
+                sentences.append(f"{words[0].upper()}{words[1:]}: {_and(told)}.")
+    return " ".join(sentences)
 
 
-def _plural(verb: str, number: int) -> str:
-    return verb if number == 1 else {"holds": "hold", "does not hold": "do not hold", "is undecided": "are undecided"}[verb]
+def judged_on(tables: Sequence[TableResult]) -> str:
+    """What the claims were judged on: training set, network and length, against the published one; empty where none was judged."""
+    judged = [table for table in tables if table.claims]
+    sentences = []
+    for budget in dict.fromkeys(table.budget for table in judged):
+        own = [table for table in judged if table.budget == budget]
+        training = ", ".join(dict.fromkeys(table.training for table in own if table.training))
+        words = [f"Trained on {training}" if training else "", f"budget {budget}"]
+        rows = [row for table in own for row in table.rows if row.runs]
+        length = f"{_span([row.kimg for row in rows])} kimg" if rows else ""
+        regimes = BUDGETS[FULL_LENGTH].regimes
+        settings = {run.setting for row in rows for run in row.runs if row.paper and run.setting in regimes}
+        if settings and not is_full_length(own[0]):
+            length += f", where the published runs take {_span([regimes[setting].kimg for setting in settings])}"
+        text = "; ".join(filter(None, [*words, length]))
+        sentences.append(f"{text[0].upper()}{text[1:]}.")
+    return " ".join(sentences)
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _and(words: Sequence[str]) -> str:

@@ -80,7 +80,7 @@ def _find(spec: str) -> pathlib.Path:
         path = pathlib.Path(spec)
         if not path.is_file():
             raise UserError(f"detector {spec} is neither inception, vgg16 or embedded, nor a file, nor a URL")
-    _check_archive(path, spec)
+    _check_archive(path)
     return path
 
 
@@ -131,7 +131,7 @@ def runner(network: torch.jit.ScriptModule, name: str, need: str) -> Callable[[t
     return run
 
 
-def _check_archive(path: pathlib.Path, spec: str) -> None:
+def _check_archive(path: pathlib.Path) -> None:
     """Refuses a file that is cut off, a web page, a pickle or a table of weights, before it costs more than a look at its table of contents."""
     try:
         with zipfile.ZipFile(path) as archive:

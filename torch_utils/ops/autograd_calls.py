@@ -12,6 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
+
+# What torch itself asks before it applies any autograd function. Should it go by another name one day, every call counts as transformed: the
+# results are right then, if slow.
+_is_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 class _Bound:
@@ -37,13 +42,25 @@ def positional(forward: Callable) -> Callable:
 
 
 def recorded(*tensors: torch.Tensor | None) -> bool:
-    """Whether anything may be differentiated with respect to the tensors, so that an autograd function must be applied."""
-    return any(t is not None and t.requires_grad for t in tensors)
+    """Whether anything may be differentiated with respect to the tensors, so that an autograd function must be applied.
 
-
-def traced_with_gradients() -> bool:
-    """Whether a compiler traces code that may be differentiated. Then ops are to be made of PyTorch's operators only, which it fuses itself.
-
-    With torch.func inside, torch.compile takes autograd functions apart or cuts their second derivatives off, without a word (torch 2.13).
+    In forward mode, too: what has no tangents is refused by the function, where the op itself would drop them without a word.
     """
-    return torch.compiler.is_compiling() and torch.is_grad_enabled()
+    return any(t is not None and t.requires_grad for t in tensors) or _in_forward_mode()
+
+
+def composed() -> bool:
+    """Whether ops are to be made of PyTorch's operators only, all of which have derivatives of every kind.
+
+    So they are where a compiler traces code that may be differentiated, and fuses them itself: with torch.func inside, torch.compile takes
+    autograd functions apart or cuts their second derivatives off, without a word (torch 2.13). So they are, too, within the transforms of
+    torch.func, where a tensor does not tell whether a transform further out differentiates it, and in forward mode.
+    """
+    if torch.compiler.is_compiling():
+        return torch.is_grad_enabled()
+    return _is_transformed() or _in_forward_mode()
+
+
+def _in_forward_mode() -> bool:
+    """Whether tensors may carry tangents."""
+    return getattr(forward_ad, "_current_level", 0) >= 0

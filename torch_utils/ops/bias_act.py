@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops import backend
-from torch_utils.ops.autograd_calls import traced_with_gradients
+from torch_utils.ops.autograd_calls import composed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def bias_act(
     spec = ACTIVATIONS[act]
     alpha = float(spec.alpha if alpha is None else alpha)
     gain = float(spec.gain if gain is None else gain)
-    native = None if traced_with_gradients() else backend.native("bias_act", x)
+    native = None if composed() else backend.native("bias_act", x)
     if native is not None:
         return native(x, b, dim, act, alpha, gain, clamp)
     if b is not None:

@@ -9,14 +9,19 @@ from __future__ import annotations
 import torch
 
 from torch_utils.ops import backend
-from torch_utils.ops.autograd_calls import positional, traced_with_gradients
+from torch_utils.ops.autograd_calls import composed, positional
 from torch_utils.ops.bias_act import ACTIVATIONS, NO_CLAMP, SLOPES, bias_act
 
 
 def modulate(x: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
-    """x [N, C, H, W] times styles [N, C], in the dtype of x."""
+    """x [N, C, H, W] times styles [N, C], in the dtype of x.
+
+    Raises:
+        ValueError: other shapes.
+    """
     if _runs_native(x):
         return _Modulate.apply(x, styles.to(small_dtype(x)))
+    check_shapes(x, styles)
     return x * styles.to(x.dtype)[:, :, None, None]
 
 
@@ -39,18 +44,38 @@ def epilogue(
         act: an activation of `bias_act`.
         gain: None: the activation's default.
         clamp: bound on the magnitude of the result; None: unbounded.
+
+    Raises:
+        ValueError: other shapes.
     """
     gain = ACTIVATIONS[act].gain if gain is None else float(gain)
     if act in SLOPES and _runs_native(x):
         small = [None if t is None else t.to(small_dtype(x)) for t in (scale, noise, bias)]
         return _Epilogue.apply(x, *small, SLOPES[act], gain, NO_CLAMP if clamp is None else float(clamp))
+    check_shapes(x, scale, noise, bias)
     # Where act(g u) = g act(u), the gain goes into the small tensors instead of over the activations once more.
-    fold = gain if act in SLOPES else 1.0
+    fold = gain if act in SLOPES and gain > 0 else 1.0
     scale, noise, bias = (None if t is None else (t * fold).to(x.dtype) for t in (scale, noise, bias))
     scale = scale[:, :, None, None]
     x = x * scale if bias is None else torch.addcmul(bias[:, None, None], x, scale)
     x = x if noise is None else x.add_(noise)
     return bias_act(x, act=act, gain=gain / fold, clamp=clamp, inplace=True)
+
+
+def check_shapes(
+    x: torch.Tensor, scale: torch.Tensor, noise: torch.Tensor | None = None, bias: torch.Tensor | None = None, dy: torch.Tensor | None = None
+) -> None:
+    """Raises a ValueError where the operands do not belong together: native passes would read beside them, the reference would broadcast.
+
+    Each op asks once, whatever it is made of. `scale` is that of `epilogue` or the styles of `modulate`; `dy` is the gradient of the result.
+    """
+    n, c, *pixels = x.shape if x.ndim == 4 else (-1, -1)
+    right = scale.shape == (n, c) and (bias is None or bias.shape == (c,)) and (dy is None or dy.shape == x.shape)
+    if right and (noise is None or noise.shape == (n, 1, *pixels) or noise.shape == (1, 1, *pixels)):
+        return
+    given = {"x": x, "styles or scale": scale, "noise": noise, "bias": bias, "gradient": dy}
+    found = ", ".join(f"{name} {list(t.shape)}" for name, t in given.items() if t is not None)
+    raise ValueError(f"x is [N, C, H, W] and takes styles or scale [N, C], noise [N or 1, 1, H, W], bias [C], gradient as x; found {found}")
 
 
 def small_dtype(x: torch.Tensor) -> torch.dtype:
@@ -61,10 +86,10 @@ def small_dtype(x: torch.Tensor) -> torch.dtype:
 def _runs_native(x: torch.Tensor) -> bool:
     """Whether the native passes take `x`."""
     kind = x.device.type
-    if x.dtype not in backend.DTYPES.get(kind, ()):
+    if composed() or x.dtype not in backend.DTYPES.get(kind, ()):
         return False
     dense = x.is_contiguous(memory_format=torch.channels_last) or (kind == "cuda" and x.is_contiguous())
-    return dense and backend.is_native(kind) and not traced_with_gradients()
+    return dense and backend.is_native(kind)
 
 
 class _Modulate(torch.autograd.Function):
@@ -82,7 +107,7 @@ class _Modulate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, styles = ctx.saved_tensors
-        if not torch.is_grad_enabled():
+        if not _is_differentiated():
             return _ops().modulate_backward(dy, x, styles)
         return dy * styles.to(dy.dtype)[:, :, None, None], _sum_to(dy * x, [2, 3])
 
@@ -104,7 +129,7 @@ class _Epilogue(torch.autograd.Function):
     def backward(ctx, dy):
         x, scale, noise, bias = ctx.saved_tensors
         settings = ctx.slope, ctx.gain, ctx.clamp
-        if not torch.is_grad_enabled():
+        if not _is_differentiated():
             dx, dscale, dbias, dnoise = _ops().epilogue_backward(dy, x, scale, noise, bias, *settings)
         else:
             du = dy * _derivative(x, scale, noise, bias, *settings)
@@ -113,6 +138,11 @@ class _Epilogue(torch.autograd.Function):
         if noise is not None and noise.shape[0] < dnoise.shape[0]:
             dnoise = dnoise.sum(dim=0, keepdim=True)
         return dx, dscale, None if noise is None else dnoise, None if bias is None else dbias, None, None, None
+
+
+def _is_differentiated() -> bool:
+    """Whether the gradient at hand may itself be differentiated, so that it is to be made of PyTorch's operators."""
+    return torch.is_grad_enabled() or composed()
 
 
 @torch.no_grad()

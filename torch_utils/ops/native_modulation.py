@@ -8,7 +8,7 @@ import functools
 import torch
 
 from torch_utils import custom_ops
-from torch_utils.ops.modulation import small_dtype
+from torch_utils.ops.modulation import check_shapes, small_dtype
 from torch_utils.ops.native import DTYPE_NUMBERS, NAMESPACE, call, declare
 
 _int32, _int64, _double = ctypes.c_int32, ctypes.c_int64, ctypes.c_double
@@ -95,12 +95,14 @@ def _total(parts: torch.Tensor) -> torch.Tensor:
 
 
 def _modulate(x, styles):
+    check_shapes(x, styles)
     this, (styles,) = _Pass(x), _dense(styles)
     this.run("modulate", this.x, styles, this.y)
     return this.y
 
 
 def _modulate_backward(dy, x, styles):
+    check_shapes(x, styles, dy=dy)
     this, (styles,) = _Pass(x, others=[dy]), _dense(styles)
     (dstyles,), _ = this.sums(1)
     this.run("modulate_backward", this.x, styles, *this.others, this.y, dstyles)
@@ -108,12 +110,14 @@ def _modulate_backward(dy, x, styles):
 
 
 def _epilogue(x, scale, noise, bias, slope, gain, clamp):
+    check_shapes(x, scale, noise, bias)
     this, small = _Pass(x, noise, (slope, gain, clamp)), _dense(scale, noise, bias)
     this.run("epilogue", this.x, *small, this.y)
     return this.y
 
 
 def _epilogue_backward(dy, x, scale, noise, bias, slope, gain, clamp):
+    check_shapes(x, scale, noise, bias, dy)
     this, small = _Pass(x, noise, (slope, gain, clamp), [dy]), _dense(scale, noise, bias)
     (dscale, dbias), dnoise = this.sums(2)
     this.run("epilogue_backward", this.x, *small, *this.others, this.y, dscale, dbias, None if noise is None else dnoise)
@@ -121,21 +125,27 @@ def _epilogue_backward(dy, x, scale, noise, bias, slope, gain, clamp):
     return this.y, _total(dscale), dbias.sum(dim=[0, 1]), dnoise
 
 
-def _fake_backward(dy, x, *others):
+def _fake_forward(x, scale, noise=None, bias=None, *numbers):
+    check_shapes(x, scale, noise, bias)
+    return _like(x)
+
+
+def _fake_backward(dy, x, scale, noise=None, bias=None, *numbers):
+    check_shapes(x, scale, noise, bias, dy)
     return _like(x), x.new_empty(x.shape[:2], dtype=small_dtype(x))
 
 
-def _fake_epilogue_backward(dy, x, scale, noise, *others):
-    dx, dscale = _fake_backward(dy, x)
+def _fake_epilogue_backward(dy, x, scale, noise, bias, *numbers):
+    dx, dscale = _fake_backward(dy, x, scale, noise, bias)
     dnoise = [0] if noise is None else [x.shape[0], 1, *x.shape[2:]]
     return dx, dscale, dscale.new_empty(x.shape[1:2]), dscale.new_empty(dnoise)
 
 
 _EPILOGUE = "Tensor x, Tensor scale, Tensor? noise, Tensor? bias, float slope, float gain, float clamp"
 _OPS = {
-    "modulate(Tensor x, Tensor styles) -> Tensor": (_modulate, lambda x, styles: _like(x)),
+    "modulate(Tensor x, Tensor styles) -> Tensor": (_modulate, _fake_forward),
     "modulate_backward(Tensor dy, Tensor x, Tensor styles) -> (Tensor, Tensor)": (_modulate_backward, _fake_backward),
-    f"epilogue({_EPILOGUE}) -> Tensor": (_epilogue, lambda x, *others: _like(x)),
+    f"epilogue({_EPILOGUE}) -> Tensor": (_epilogue, _fake_forward),
     f"epilogue_backward(Tensor dy, {_EPILOGUE}) -> (Tensor, Tensor, Tensor, Tensor)": (_epilogue_backward, _fake_epilogue_backward),
 }
 _declarations = torch.library.Library(NAMESPACE, "FRAGMENT")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops import backend
-from torch_utils.ops.autograd_calls import positional, recorded, traced_with_gradients
+from torch_utils.ops.autograd_calls import composed, positional, recorded
 
 Padding = int | Sequence[int]
 SEPARABLE_TAPS = 8  # 1-D filters with at least so many taps stay 1-D and are applied along each axis in turn
@@ -41,7 +41,7 @@ def setup_filter(
         float32 [taps] if separable, else [height, width].
 
     Raises:
-        ValueError: `f` is empty, has more than two dimensions, or is 2-D and asked to be separable.
+        ValueError: `f` is empty, has more than two dimensions, is 2-D and asked to be separable, or is separable and of a negative gain.
     """
     f = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=device)
     if f.ndim > 2 or f.numel() == 0:
@@ -52,6 +52,8 @@ def setup_filter(
         separable = f.ndim == 1 and f.numel() >= SEPARABLE_TAPS
     if separable and f.ndim == 2:
         raise ValueError("a 2-D filter cannot be kept separable")
+    if separable and gain < 0:
+        raise ValueError(f"a separable filter is applied twice, which makes a gain of at least 0, found {gain}")
     if f.ndim == 1 and not separable:
         f = torch.outer(f, f)
     if normalize:
@@ -90,8 +92,10 @@ def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
 def _zero_insert_and_pad(x: torch.Tensor, up: tuple[int, int], padding: tuple[int, int, int, int]) -> torch.Tensor:
     """Puts up-1 zeros behind every pixel, then pads or crops. One allocation, in the memory layout of `x`."""
     (n, c, h, w), (ux, uy), (x0, x1, y0, y1) = x.shape, up, padding
-    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    y = torch.empty([n, c, h * uy + y0 + y1, w * ux + x0 + x1], dtype=x.dtype, device=x.device, memory_format=layout).zero_()
+    height, width = h * uy + y0 + y1, w * ux + x0 + x1
+    # Not by torch's memory formats, of which torch.func.vmap knows none; nor may what is batched be copied into what is not.
+    last = c > 1 and x.stride(1) == 1
+    y = x.new_zeros([n, height, width, c]).permute(0, 3, 1, 2) if last else x.new_zeros([n, c, height, width])
     # The first source pixel that lands inside, where cropping cuts some off, and where it lands.
     sx, sy = max(-(x0 // ux), 0), max(-(y0 // uy), 0)
     dx, dy = sx * ux + x0, sy * uy + y0
@@ -120,7 +124,7 @@ def _resample(x, f, up, down, padding, flip_filter, gain) -> torch.Tensor:
     """The op itself in plain PyTorch, without differentiation."""
     if 0 in x.shape[:2]:
         return x.new_zeros([*x.shape[:2], *output_size(x, f, up, down, padding)])
-    f = f * gain ** (f.ndim / 2)
+    f = f * (gain if f.ndim == 2 else abs(gain) ** 0.5)
     if not flip_filter:  # convolution: the correlation kernel is the mirrored filter
         f = f.flip(list(range(f.ndim)))
     x0, x1, y0, y1 = padding
@@ -131,6 +135,7 @@ def _resample(x, f, up, down, padding, flip_filter, gain) -> torch.Tensor:
     if f.ndim == 2:
         return _depthwise(x, f, (down[1], down[0]), conv_padding)
     x = _depthwise(x, f[None, :], (1, down[0]), (0, conv_padding[1]))
+    f = -f if gain < 0 else f  # its root has no sign
     return _depthwise(x, f[:, None], (down[1], 1), (conv_padding[0], 0))
 
 
@@ -142,6 +147,8 @@ def _without_derivative(x, f, up, down, padding, flip_filter, gain) -> torch.Ten
 
 def _differentiable(x, f, up, down, padding, flip_filter, gain) -> torch.Tensor:
     """The op, recorded for differentiation where there will be any; that costs as much time as a small image."""
+    if composed():
+        return _resample(x, f, up, down, padding, flip_filter, gain)
     return (_UpFirDn2d.apply if recorded(x) else _without_derivative)(x, f, up, down, padding, flip_filter, gain)
 
 
@@ -209,8 +216,6 @@ def upfirdn2d(
     (fw, fh), (x0, x1, y0, y1) = filter_size(f), padding
     if x.shape[3] * up[0] + x0 + x1 < fw or x.shape[2] * up[1] + y0 + y1 < fh:
         raise ValueError(f"the padded image is smaller than the filter ({fw}x{fh} taps): {list(x.shape)}, up {up}, padding {padding}")
-    if traced_with_gradients():
-        return _resample(x, f, up, down, padding, flip_filter, float(gain))
     return _differentiable(x, f, up, down, padding, flip_filter, float(gain))
 
 

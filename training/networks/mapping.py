@@ -68,7 +68,7 @@ class MappingNetwork(nn.Module):
 
         Args:
             truncation_psi: 1 keeps w, 0 gives the mean.
-            truncation_cutoff: truncate only so many of the first ws; None: all.
+            truncation_cutoff: number of the first ws to truncate; None: all.
             skip_w_avg_update: leave the running mean alone (it moves in training mode only).
 
         Raises:

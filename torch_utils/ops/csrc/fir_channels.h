@@ -85,8 +85,9 @@ class ChannelFilter {
         for (int k = 0; k < MET - DOWN; k++) window[k] = column<true>(rows, taps, windows.first + k, c);
         // Windows whose new columns are all inside the image, and whose outputs are all inside the result, need no checks.
         const int64_t fresh = windows.first + MET - DOWN;
-        const int64_t safe_begin = std::clamp<int64_t>(fresh < 0 ? (-fresh + DOWN - 1) / DOWN : 0, windows.early, windows.count);
-        const int64_t safe_end = std::clamp<int64_t>((a.in_w - fresh) / DOWN, safe_begin, (a.out_w + windows.early) / UP);
+        const int64_t whole = (a.out_w + windows.early) / UP;  // windows up to here have no output behind the last
+        const int64_t safe_begin = std::clamp<int64_t>(fresh < 0 ? (-fresh + DOWN - 1) / DOWN : 0, windows.early, whole);
+        const int64_t safe_end = std::clamp<int64_t>((a.in_w - fresh) / DOWN, safe_begin, whole);
         int64_t w = 0;
         for (; w < safe_begin; w++) slide<true>(rows, taps, window, w, c, y);
         for (; w < safe_end; w++) slide<false>(rows, taps, window, w, c, y);

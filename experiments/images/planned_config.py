@@ -16,8 +16,7 @@ from training import config
 from training.dataset import ImageFolderDataset
 from training.options import Options, add_options
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-UNPLANNED = config.PLACE - {"network_snapshot_ticks"}  # what does not tell a planned run from another; its snapshots do, its length does not
+UNPLANNED = config.NOT_COMPARED - {"network_snapshot_ticks"}  # what does not tell a planned run from another; its snapshots do, its length does not
 
 
 def parse_options(arguments: Sequence[str]) -> tuple[Options, set[str]]:
@@ -55,7 +54,7 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], as_planned: 
     Args:
         as_planned: whether seeds, that of a subset included, and the spacing of snapshots count.
     """
-    for name, old, new in config.differences(found, wanted, UNPLANNED if as_planned else config.PLACE | {SEED}):
+    for name, old, new in config.differences(found, wanted, UNPLANNED if as_planned else config.NOT_COMPARED | {SEED}):
         return f"{name} {_in_words(old)} instead of {_in_words(new)}"
     return ""
 
@@ -66,7 +65,12 @@ def same_data(a: str, b: str) -> bool:
         return True
     if not pathlib.Path(a).exists() or not pathlib.Path(b).exists():
         return pathlib.Path(a).name == pathlib.Path(b).name
-    return _fingerprint(a, pathlib.Path(a).stat().st_mtime_ns) == _fingerprint(b, pathlib.Path(b).stat().st_mtime_ns)
+    return fingerprint(a) == fingerprint(b)
+
+
+def fingerprint(path: str) -> str:
+    """Digest of a labelled data set, as protocols of measurements name it."""
+    return _fingerprint(path, pathlib.Path(path).stat().st_mtime_ns)
 
 
 @functools.cache
