@@ -12,6 +12,7 @@ from image_sets import convert, encode, png, pngs, random_image, refused, tool, 
 from PIL import ExifTags, Image, ImageOps
 
 from dnnlib import UserError
+from dnnlib.signals import STOP_SIGNALS
 from training import dataset_writer
 from training.dataset import ImageFolderDataset, load_array
 from training.dataset_dest import left_overs
@@ -224,6 +225,8 @@ def test_what_a_killed_conversion_left_is_named(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_an_ended_conversion_leaves_nothing(tmp_path, dest, name):
     number = getattr(signal, name)
+    if number not in STOP_SIGNALS:
+        pytest.skip(f"{name} was ignored from the beginning, as under nohup, and ends nothing")
     source = write_folder(tmp_path / "source", pngs(3))
     before, load = sorted(tmp_path.rglob("*")), dataset_writer.load_pixels
 

@@ -170,8 +170,8 @@ def test_weight_zero_is_the_run_without_the_option(place, short, tmp_path, monke
 
     for target in ("state.PairingNetwork", "state.PairingController"):
         monkeypatch.setattr(f"training.{target}", forbidden)
-    for target in ("LatentGather", "infonce", "binary_pairing", "mode_seeking"):
-        monkeypatch.setattr(f"training.loss.{target}", forbidden)
+    for target in ("pairing.term.LatentGather", "pairing.term.infonce", "pairing.term.binary_pairing", "training.loss.mode_seeking"):
+        monkeypatch.setattr(target, forbidden)
     weightless = short_run(place, tmp_path / "weightless", pairing_weight=0.0)
     for name in (LAST, "network-snapshot-000000.safetensors"):
         assert (weightless / name).read_bytes() == (short / name).read_bytes()

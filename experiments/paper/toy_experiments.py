@@ -15,8 +15,8 @@ OF_MIXTURES = (*PRDC, *MODES, *MANY_TO_ONE)
 
 FOUR = ("GAN", "GAN+R1", "GAN+Pairing", "GAN+Pairing+R1")
 GRID_ROWS = ("GAN", "GAN+R1", "GAN+Pairing", "GAN+Pairing+R1", "MS-GAN+R1")
-PACGAN_ROWS = ("GAN", "PacGAN2", "GAN+Pairing", "GAN+Pairing+R1")
-PACGAN_PAIRS = (("GAN+Pairing", "GAN"), ("GAN+Pairing", "PacGAN2"))
+PACGAN_ROWS = ("GAN", "PacGAN2", "GAN+R1", "GAN+Pairing", "GAN+Pairing+R1")
+PACGAN_PAIRS = (("GAN+Pairing", "GAN"), ("GAN+Pairing", "PacGAN2"), ("GAN+R1", "GAN"), ("GAN+Pairing+R1", "GAN+R1"))
 
 
 @dataclasses.dataclass(frozen=True)
