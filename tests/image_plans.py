@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from experiments.images import probe, work
 from experiments.images.plan import Choice, make_plan
 
 STAND_IN = '''
@@ -122,3 +123,12 @@ def fake_run(run, **changes):
     for kimg in (0, run.kimg):
         (folder / f"network-snapshot-{kimg:06d}.safetensors").write_text("")
     return folder
+
+
+def plan_with_stand_ins(tmp_path, monkeypatch):
+    """Figure 4 at the smoke budget: three runs, made by stand-ins in `tmp_path / "scripts"`."""
+    made = smoke_plan(tmp_path / "out")
+    scripts = stand_ins(tmp_path / "scripts", made)
+    monkeypatch.setattr(work, "SCRIPTS", scripts)
+    monkeypatch.setattr(probe, "SCRIPTS", scripts)
+    return made

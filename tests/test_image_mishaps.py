@@ -11,11 +11,11 @@ import threading
 import time
 
 import pytest
-from image_plans import calls, fake_run, smoke_plan, stand_ins
+from image_plans import calls, fake_run, plan_with_stand_ins, smoke_plan
 
 import reproduce
 from dnnlib import UserError
-from experiments.images import probe, speed, work
+from experiments.images import speed, work
 from experiments.images.adopt import adopt
 from experiments.images.board import Board, progress
 from experiments.images.budgets import BUDGETS
@@ -36,12 +36,7 @@ METRIC = "prdc10k5_embedded"
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
-    """Figure 4 at the smoke budget: three runs, made by stand-ins in `tmp_path / "scripts"`."""
-    made = smoke_plan(tmp_path / "out")
-    scripts = stand_ins(tmp_path / "scripts", made)
-    monkeypatch.setattr(work, "SCRIPTS", scripts)
-    monkeypatch.setattr(probe, "SCRIPTS", scripts)
-    return made
+    return plan_with_stand_ins(tmp_path, monkeypatch)
 
 
 def measured(run, digest=None, value="0.5", kimg=1):

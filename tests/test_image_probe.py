@@ -6,10 +6,10 @@ import os
 import time
 
 import pytest
-from image_plans import calls, smoke_plan, stand_ins
+from image_plans import calls, plan_with_stand_ins
 
 from dnnlib import UserError, cores
-from experiments.images import probe, work
+from experiments.images import probe
 from experiments.images.launchers import local_slots
 from experiments.images.run import How, run_plan
 from experiments.images.speed import Speed, cost_class
@@ -17,12 +17,7 @@ from experiments.images.speed import Speed, cost_class
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
-    """Figure 4 at the smoke budget: three runs, made by stand-ins in `tmp_path / "scripts"`."""
-    made = smoke_plan(tmp_path / "out")
-    scripts = stand_ins(tmp_path / "scripts", made)
-    monkeypatch.setattr(work, "SCRIPTS", scripts)
-    monkeypatch.setattr(probe, "SCRIPTS", scripts)
-    return made
+    return plan_with_stand_ins(tmp_path, monkeypatch)
 
 
 @pytest.fixture
