@@ -24,10 +24,11 @@ from torch import nn
 from dnnlib.cli import run_command
 from experiments.toy.methods import METHODS, Method, Settings
 from experiments.toy.models import SLOPE, WIDTH
-from experiments.toy.runner import MALLOC, SEEDS_PER_JOB, environment
+from experiments.toy.runner import SEEDS_PER_JOB, environment
 from experiments.toy.studies import STUDIES, Study
 from experiments.toy.trainer import Trainer, stream
 from pairing.losses import infonce
+from torch_utils.allocator import MALLOC_VARIABLES
 from training import objectives
 
 NAMES = ("GAN", "GAN+R1", "GAN+Pairing", "GAN+Pairing+R1")  # the rows of Table 1
@@ -121,7 +122,7 @@ def measure_speed(steps: int, repeats: int, workers: int) -> dict:
     """The benchmark's line: rates and ratios per method and over all, each the median of `repeats`."""
     study = STUDIES["vertical"]
     rates: dict[str, dict[str, list[float]]] = {name: {"one at a time": [], "side by side": []} for name in NAMES}
-    with environment(MALLOC):
+    with environment(MALLOC_VARIABLES):
         context = multiprocessing.get_context("spawn")
         pool = concurrent.futures.ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,))
         with pool:

@@ -26,12 +26,11 @@ from experiments.toy.methods import Method, find_method
 from experiments.toy.parts import Part, load_part, part_path, save_part
 from experiments.toy.studies import Study
 from experiments.toy.trainer import train
+from torch_utils.allocator import MALLOC_VARIABLES
 
 SEEDS_PER_JOB = 10
 FILM_SEED = 0
 FILM_STEPS = (0, 100, 300, 1000, 3000)  # states that are kept of that seed, besides the last
-# glibc gives blocks of over 128 KiB back to the system when they are freed, and a fresh page costs more than the arithmetic done on it.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +137,7 @@ def _finished(jobs: Sequence[Job], workers: int | None) -> Iterator[Job]:
         yield from map(run_job, jobs)
         return
     longest_first = sorted(jobs, key=lambda job: -len(job.seeds) * (1 + job.method.r1 + job.method.r2 + bool(job.method.pairing)))
-    with environment(MALLOC):
+    with environment(MALLOC_VARIABLES):
         pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
         try:
             futures = [pool.submit(run_job, job) for job in longest_first]
