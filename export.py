@@ -48,7 +48,7 @@ def main(network: str, kind: str, dest: str) -> None:
         raise UserError(f"--dest={dest} is a folder; give the file to write, such as {path / 'network'}.{'onnx' if kind == 'onnx' else 'pt'}")
     if kind == "onnx":
         _check_onnx()
-    writable_folder(path.parent)
+    writable_folder(path.parent, "--dest")
     backend.set_policy("reference")
     with atomic_path(path) as temporary:
         (write_onnx if kind == "onnx" else write_torchscript)(G, temporary)

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 
 import click
 import torch
+from click.core import ParameterSource
 
 from dnnlib import EasyDict, UserError
-from dnnlib.cli import IntRangeList, run_command
+from dnnlib.cli import MAX_SEED, IntRangeList, run_command
 from training.config import choose_device
 from training.generator_cli import check_truncation, chosen_class, load_generator, progress, writable_folder
 from training.images import check_animation_path, enlarge, save_image_grid, save_png, write_animation
@@ -38,7 +39,7 @@ class GridSize(click.ParamType):
 
 @click.command()
 @click.option("--network", help="Network: a snapshot (.safetensors) or a StyleGAN2-ADA .pkl, as file or URL", metavar="FILE|URL", required=True)
-@click.option("--seeds", help="Random seeds, such as 0,3,10-20", type=IntRangeList())
+@click.option("--seeds", help="Random seeds, such as 0,3,10-20", type=IntRangeList(MAX_SEED))
 @click.option("--trunc", help="Truncation psi; 1 is none", type=float, default=1, show_default=True)
 @click.option("--class", "class_index", help="Class, for a network with labels", type=click.IntRange(min=0))
 @click.option("--noise-mode", help="Noise inputs", type=click.Choice(["const", "random", "none"]), default="const", show_default=True)
@@ -83,7 +84,7 @@ def main(**options) -> None:
         sheet = plan_sheet(None if opts.grid == "auto" else opts.grid, opts.seeds, opts.class_index, G.c_dim, G.img_resolution)
     outdir = writable_folder(opts.outdir)
     if opts.walk is not None:
-        writable_folder(outdir / opts.walk if _is_folder(opts.walk) else (outdir / opts.walk).parent)
+        writable_folder(outdir / opts.walk if _is_folder(opts.walk) else (outdir / opts.walk).parent, "--walk")
     renderer = Renderer(G, device, opts.batch or default_batch(G.img_resolution, device), opts.trunc, opts.noise_mode)
     if ws is not None:
         _write_files(renderer.render(ws, range(len(ws))), [outdir / f"proj{index:02d}.png" for index in range(len(ws))])
@@ -103,16 +104,37 @@ def _check_options(opts: EasyDict) -> None:
     chosen = [name for name in ("projected_w", "grid", "walk") if opts[name] is not None]
     if len(chosen) > 1:
         raise UserError(f"{' and '.join('--' + name.replace('_', '-') for name in chosen)} exclude each other; give one of them")
-    if opts.projected_w is not None and opts.seeds is not None:
-        print("note: --seeds has no effect with --projected-w")
     if not opts.seeds and opts.projected_w is None and (opts.grid is None or opts.seeds is not None):
         raise UserError("--seeds is missing; give for example --seeds=0-15 (or --projected-w=FILE, or --grid)")
     if opts.walk is not None:
+        if pathlib.PurePath(opts.walk).is_absolute() or ".." in pathlib.PurePath(opts.walk).parts:
+            raise UserError(f"--walk={opts.walk} leads out of --outdir, below which it is written; give a name, such as walk.gif")
         if not _is_folder(opts.walk):
-            check_animation_path(opts.walk, opts.fps)
+            _check_animation(opts)
         if len(opts.seeds) < 2:
             raise UserError("--walk goes from seed to seed and needs at least two --seeds, but there is one")
-    seed_latents(opts.seeds or [], 1)  # refuses seeds that are out of range
+    for name in _ignored(opts):
+        if click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT:
+            shown = next(option.opts[0] for option in main.params if option.name == name)
+            print(f"note: {shown} has no effect {'with --projected-w' if opts.projected_w is not None else 'without an animated --walk'}")
+
+
+def _ignored(opts: EasyDict) -> list[str]:
+    """Names of the options that are not looked at because of others."""
+    of_walks = ["walk_space", "loop", "frames", "fps"]
+    if opts.projected_w is not None:
+        return ["seeds", "trunc", "class_index", *of_walks]
+    if opts.walk is None:
+        return of_walks
+    return ["fps"] if _is_folder(opts.walk) else []
+
+
+def _check_animation(opts: EasyDict) -> None:
+    """Raises UserError where the file of --walk cannot be written."""
+    try:
+        check_animation_path(opts.walk, opts.fps)
+    except UserError as error:
+        raise UserError(f"--walk={opts.walk}: {error}; a folder of frames ends in /") from error
 
 
 def _write_files(pictures: Iterable[torch.Tensor], paths: list[pathlib.Path]) -> None:

@@ -18,7 +18,7 @@ from dnnlib.cli import run_command
 from dnnlib.download import fetch
 from torch_utils.checkpoint import NetworkRecord, save_networks
 from torch_utils.legacy import read_pickle
-from training.networks import load_network
+from training.networks import build_network, is_snapshot, load_network
 
 
 @click.command()
@@ -33,10 +33,17 @@ def main(source: str, dest: str, force_fp16: bool) -> None:
     \b
     python legacy.py --source=ffhq.pkl --dest=ffhq.safetensors
     """
-    records, meta = read_pickle(fetch(source))
+    path = fetch(source)
+    if is_snapshot(path):
+        raise UserError(f"--source={source} is a snapshot of this project already; use it as it is")
+    records, meta = read_pickle(path)
     if force_fp16:
         for record in records.values():
             _force_fp16(record)
+    for name, record in records.items():
+        build_network(record, f"{name} of --source={source}")  # refuses what could be written and not be loaded
+    if pathlib.Path(dest).suffix != ".safetensors":
+        print(f"note: {dest} will be a safetensors file, whatever its name says; only this project's tools read it as a network")
     save_networks(dest, records, {"training_set_kwargs": meta["training_set_kwargs"]})
     for name, record in records.items():
         count = sum(tensor.numel() for tensor in record.tensors.values())

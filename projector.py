@@ -54,7 +54,7 @@ def main(**options) -> None:
     G = load_generator(opts.network).to(device)
     opts.class_index = chosen_class(opts.class_index, G)
     picture = read_target(opts.target, G)
-    if opts.trust_detector and opts.distance not in ("auto", "lpips"):
+    if opts.trust_detector:
         _trust(opts.distance)
     distance = perceptual_distance(opts.distance, device)
     outdir = writable_folder(opts.outdir)
@@ -79,6 +79,9 @@ def main(**options) -> None:
 
 def _trust(distance: str) -> None:
     """Lets the file of --distance run. Raises UserError where there is none."""
+    if distance in ("auto", "lpips", "embedded"):
+        print(f"note: --trust-detector has no effect with --distance={distance}, which runs no file of yours")
+        return
     try:
         trust_detector(distance)
     except UserError as error:
@@ -102,6 +105,8 @@ def read_target(path: str, G: Generator) -> torch.Tensor:
     load_pixels(image, path)
     image = upright(image)
     size, resolution = image.size, G.img_resolution
+    if image.has_transparency_data and "A" not in PIL_MODES[G.img_channels]:
+        print(f"note: {path} has transparency, which the network has not; the colours stored beneath it are projected")
     try:
         image = image.convert(PIL_MODES[G.img_channels])
     except ValueError as error:

@@ -6,7 +6,7 @@ import click
 import torch
 
 from dnnlib import EasyDict, UserError
-from dnnlib.cli import IntRangeList, run_command
+from dnnlib.cli import MAX_SEED, IntRangeList, run_command
 from training.config import choose_device
 from training.generator_cli import check_truncation, chosen_class, load_generator, progress, writable_folder
 from training.images import save_image_grid, save_png
@@ -18,8 +18,8 @@ DEFAULT_STYLES = range(7)
 
 @click.command()
 @click.option("--network", help="Network: a snapshot (.safetensors) or a StyleGAN2-ADA .pkl, as file or URL", metavar="FILE|URL", required=True)
-@click.option("--rows", "row_seeds", help="Seeds of the rows, whose other layers are kept", type=IntRangeList(), required=True)
-@click.option("--cols", "col_seeds", help="Seeds of the columns, whose --styles are put in", type=IntRangeList(), required=True)
+@click.option("--rows", "row_seeds", help="Seeds of the rows, whose other layers are kept", type=IntRangeList(MAX_SEED), required=True)
+@click.option("--cols", "col_seeds", help="Seeds of the columns, whose --styles are put in", type=IntRangeList(MAX_SEED), required=True)
 @click.option("--styles", help="Layers that take the column's w  [default: 0-6, as far as there are so many]", type=IntRangeList())
 @click.option("--trunc", help="Truncation psi; 1 is none", type=float, default=1, show_default=True)
 @click.option("--class", "class_index", help="Class, for a network with labels", type=click.IntRange(min=0))
@@ -37,7 +37,6 @@ def main(**options) -> None:
     """
     opts = EasyDict(options)
     seeds = list(dict.fromkeys([*opts.row_seeds, *opts.col_seeds]))
-    seed_latents(seeds, 1)  # refuses seeds that are out of range
     device = choose_device(opts.device)
     G = load_generator(opts.network).to(device)
     opts.class_index = chosen_class(opts.class_index, G)

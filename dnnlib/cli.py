@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -18,9 +19,12 @@ USER_ERROR = 2  # exit code
 
 
 class IntRangeList(click.ParamType):
-    """`1,2,5-10` as a list of integers, both ends of a range included, order and repetitions kept."""
+    """`1,2,5-10` as a list of integers up to `most`, both ends of a range included, order and repetitions kept."""
 
     name = "a,b,c-d"
+
+    def __init__(self, most: float = math.inf):
+        self.most = most
 
     def convert(self, value, param, ctx) -> list[int]:
         """Parses the text; fails through click, which names the option."""
@@ -34,6 +38,8 @@ class IntRangeList(click.ParamType):
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first or last - first >= MAX_RANGE:
                 self.fail(f"{part!r} is not an increasing range of at most {MAX_RANGE:,} numbers", param, ctx)
+            if last > self.most:
+                self.fail(f"{part!r} goes beyond {self.most}, the largest number there is", param, ctx)
             numbers.extend(range(first, last + 1))
         return numbers
 

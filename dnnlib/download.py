@@ -45,8 +45,13 @@ def cache_dir(*sub: str) -> pathlib.Path:
 
 
 def cache_place(*sub: str) -> pathlib.Path:
-    """Where `cache_dir` is or would be; makes nothing."""
-    return pathlib.Path(os.environ.get("DNNLIB_CACHE_DIR") or pathlib.Path.home() / ".cache" / "dnnlib", *sub)
+    """Where `cache_dir` is or would be; makes nothing. Raises UserError if there is no home folder to put it in."""
+    if chosen := os.environ.get("DNNLIB_CACHE_DIR"):
+        return pathlib.Path(chosen, *sub)
+    try:
+        return pathlib.Path.home().joinpath(".cache", "dnnlib", *sub)
+    except RuntimeError as error:
+        raise UserError("there is no home folder for the cache; set DNNLIB_CACHE_DIR to a folder of your own") from error
 
 
 def is_url(text: str | os.PathLike) -> bool:

@@ -158,32 +158,45 @@ def load_runs(paths: Iterable[pathlib.Path | str]) -> list[Run]:
         paths: folders with metric-*.jsonl, and training_options.json where settings are to be known; repetitions are dropped.
 
     Raises:
-        UserError: no folder, no lines, a damaged line or options file, or a figure that was measured by different protocols.
+        UserError: no folder, one without a finite figure, or as `read_run`; or figures that were measured by different protocols.
     """
     folders = {pathlib.Path(path).resolve(): pathlib.Path(path) for path in paths}
     if not folders:
         raise UserError("no run is given; name at least one folder with metric-*.jsonl")
-    runs = [_load_run(folder) for folder in folders.values()]
+    runs = [read_run(folder) for folder in folders.values()]
+    if unmeasured := next((run.path for run in runs if not run.points), None):
+        raise UserError(f"{unmeasured} holds no measurements (metric-*.jsonl); measure its snapshots with calc_metrics.py first")
     check_protocols(runs)
     return runs
 
 
-def _load_run(folder: pathlib.Path) -> Run:
+def read_run(folder: pathlib.Path) -> Run:
+    """Reads one run directory as `load_runs` does; without points where no figure of it was measured, or none that is finite.
+
+    Raises:
+        UserError: a damaged line or options file, or a figure that was measured by different protocols.
+    """
     found: dict[str, dict[int, Point]] = {}
     for path in sorted(folder.glob("metric-*.jsonl")):
         _read_lines(path, found)
-    if not found:
-        raise UserError(f"{folder} holds no measurements (metric-*.jsonl); measure its snapshots with calc_metrics.py first")
     points = {figure: dict(sorted(points.items())) for figure, points in sorted(found.items())}
     options = read_options(folder)
     if options is None:
-        return Run(folder, None, None, points)
+        run = Run(folder, None, None, points)
+    else:
+        run = Run(folder, _settings(options, points), options.get(SEED), points)
+    check_protocols([run])
+    return run
+
+
+def _settings(options: Mapping[str, Any], points: Mapping[str, Mapping[int, Point]]) -> dict[str, Any]:
+    """What two runs have to share to be of one group."""
     settings = flatten(options, BOOKKEEPING)
     told = any((point.protocol or {}).get("dataset") for of_figure in points.values() for point in of_figure.values())
     if told and isinstance(path := settings.get(DATA_PATH), str):
         # What the data are is told by the digest of those that a run was measured against, which check_protocols compares, and by their name.
         settings[DATA_PATH] = re.split(r"[/\\]", path)[-1]
-    return Run(folder, settings, options.get(SEED), points)
+    return settings
 
 
 def _read_lines(path: pathlib.Path, found: dict[str, dict[int, Point]]) -> None:

@@ -213,9 +213,10 @@ def test_seeds_are_checked():
         ("classes", ["--seeds=1,2", "--walk=x.gif"], "--class is missing"),
         ("no_ema", ["--seeds=1"], "G_ema"),
         ("plain", [], "--seeds is missing"),
-        ("plain", ["--seeds=4294967296"], "4294967296"),
         ("plain", ["--seeds=1", "--walk=x.gif"], "two --seeds"),
-        ("plain", ["--seeds=1-2", "--walk=x.avi"], ".mp4"),
+        ("plain", ["--seeds=1-2", "--walk=x.avi"], "--walk=x.avi: an animation ends in .gif or .mp4"),
+        ("plain", ["--seeds=1-2", "--walk=../x.gif"], "--walk=../x.gif leads out of --outdir"),
+        ("plain", ["--seeds=1-2", "--walk=/x.gif"], "--walk=/x.gif leads out of --outdir"),
         ("plain", ["--seeds=1-2", "--walk=x.gif", "--grid"], "exclude"),
         ("plain", ["--seeds=1-2", "--grid=2x3"], "needs 6 seeds"),
         ("plain", ["--projected-w=none.npz"], "none.npz"),
@@ -230,18 +231,40 @@ def test_mistakes_are_found_before_anything_is_written(networks, tmp_path, netwo
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("seeds", ["x", "5-3", "-1", "1,,2", ""])
+@pytest.mark.parametrize("seeds", ["x", "5-3", "-1", "1,,2", "", "4294967296"])
 def test_malformed_seeds_and_grids(networks, tmp_path, seeds):
     result = run(f"--network={networks['plain']}", f"--seeds={seeds}", f"--outdir={tmp_path}")
     assert result.exit_code == 2 and "--seeds" in result.output
     assert run(f"--network={networks['plain']}", "--grid=0x3", f"--outdir={tmp_path}").exit_code == 2
 
 
+def test_options_without_effect_are_told(networks, tmp_path):
+    G = load_network(networks["plain"]).G_ema
+    np.savez(tmp_path / "w.npz", w=np.zeros([1, G.num_ws, 8]))
+    network, out = f"--network={networks['plain']}", f"--outdir={tmp_path / 'out'}"
+    said = run(network, out, f"--projected-w={tmp_path / 'w.npz'}", "--seeds=1", "--trunc=1", "--frames=30", "--noise-mode=none").output
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("note:")] == ["--seeds", "--trunc", "--frames"]
+    assert "note: --fps has no effect without an animated --walk" in run(network, out, "--seeds=1", "--fps=10").output
+    assert "note: --fps" in run(network, out, "--seeds=1,2", "--walk=frames/", "--frames=1", "--fps=10").output
+    assert "note" not in run(network, out, "--seeds=1,2", "--walk=a.gif", "--frames=1", "--fps=10").output
+
+
+def test_images_that_are_no_numbers_are_refused(networks, tmp_path):
+    G = load_network(networks["plain"]).G_ema
+    with torch.no_grad():
+        G.synthesis.b8.conv0.weight[0, 0] = np.nan
+    save_networks(tmp_path / "lost.safetensors", {"G_ema": network_record(G)}, {})
+    for arguments in (["--seeds=1"], ["--seeds=1-3", "--grid"], ["--seeds=1", "--noise-mode=random"]):
+        with pytest.raises(UserError, match="NaN or infinity"):
+            run(f"--network={tmp_path / 'lost.safetensors'}", f"--outdir={tmp_path / 'out'}", *arguments)
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_wrong_projections(networks, tmp_path):
     G = load_network(networks["plain"]).G_ema
     path = tmp_path / "w.npz"
     shapes = [1, G.num_ws + 1, 8], [1, G.num_ws, 9], [G.num_ws, 8], [0, G.num_ws, 8]
-    wrong = [{"w": np.zeros(shape)} for shape in shapes] + [{"v": np.zeros(3)}, {"w": np.array([{}])}]
+    wrong = [{"w": np.zeros(shape)} for shape in shapes] + [{"w": np.full([1, G.num_ws, 8], value)} for value in (np.nan, -np.inf, 1e300)] + [{"v": np.zeros(3)}, {"w": np.array([{}])}]
     for content in wrong:
         np.savez(path, **content)
         with pytest.raises(UserError, match=r"w\.npz"):

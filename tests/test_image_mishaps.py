@@ -132,6 +132,18 @@ def test_what_is_not_finite_is_measured_again(plan, tmp_path):
     assert run.look().is_measured and not unusable(load_run(path.parent))
 
 
+def test_a_run_none_of_whose_figures_is_finite_stops_no_page(plan, tmp_path, capsys):
+    remember_plan(plan, None)
+    good, lost = fake_run(plan.runs[0]), fake_run(plan.runs[1])
+    measured(good)
+    measured(lost, value="NaN")
+    reproduce.write_page((), tmp_path / "out")
+    assert "not measured in all of their rows yet: " in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    reproduce.write_page((good, lost), tmp_path / "page")
+    assert f"{lost / f'metric-{METRIC}.jsonl'} has figures of network-snapshot-000001" in capsys.readouterr().out
+    assert load_run(lost).figures == {} and load_run(good).figures
+
+
 def test_options_without_data_are_one_sentence(plan):
     path = fake_run(plan.runs[0]) / "training_options.json"
     for data in ({}, {"path": 7}, "digits.zip"):

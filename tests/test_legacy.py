@@ -165,6 +165,21 @@ def test_command_forces_fp16_and_refuses_bad_input(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["torn.pkl"]
 
 
+def test_command_says_what_it_writes_and_writes_nothing_that_cannot_be_read(tmp_path, monkeypatch):
+    snapshot = tmp_path / "y.pkl"
+    said = CliRunner().invoke(legacy_command.main, [f"--source={GOLDEN}", f"--dest={snapshot}"], catch_exceptions=False).output
+    assert f"note: {snapshot} will be a safetensors file" in said
+    with pytest.raises(UserError, match=r"y\.pkl is a snapshot of this project already"):
+        CliRunner().invoke(legacy_command.main, [f"--source={snapshot}", f"--dest={tmp_path / 'z.safetensors'}"], catch_exceptions=False)
+    records, meta = read_pickle(GOLDEN)
+    tensors = records["G_ema"].tensors
+    tensors["synthesis.b4.const"] = torch.zeros(tensors["synthesis.b4.const"].shape[0], 4, 6)  # as forks for rectangles have it
+    monkeypatch.setattr(legacy_command, "read_pickle", lambda path: (records, meta))
+    with pytest.raises(UserError, match=r"G_ema of --source=.* does not fit .*b4\.const"):
+        CliRunner().invoke(legacy_command.main, [f"--source={GOLDEN}", f"--dest={tmp_path / 'z.safetensors'}"], catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == [snapshot]
+
+
 def assert_same_networks(found, expected):
     assert list(found) == list(expected)
     for name in expected.keys() - {"meta"}:

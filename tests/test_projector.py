@@ -203,12 +203,13 @@ def test_a_picture_of_another_size_is_cropped_and_resampled_and_that_is_said(net
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 @pytest.mark.parametrize("given", ["L", "P", "RGB", "RGBA", "1", "CMYK"])
-def test_pictures_of_any_mode_for_networks_of_any_channels(tmp_path, channels, mode, given):
+def test_pictures_of_any_mode_for_networks_of_any_channels(tmp_path, capsys, channels, mode, given):
     G = make_generator(img_channels=channels)
     image = PIL.Image.fromarray(np.random.RandomState(0).randint(0, 256, [16, 16, 3], dtype=np.uint8)).convert(given)
     path = tmp_path / ("picture.tif" if given == "CMYK" else "picture.png")
     image.save(path)
     picture = projector.read_target(str(path), G)
+    assert ("has transparency" in capsys.readouterr().out) == (given == "RGBA" and "A" not in mode)
     assert picture.shape == (channels, 16, 16) and picture.dtype == torch.uint8
     assert np.array_equal(picture.permute(1, 2, 0).numpy().squeeze(), np.array(image.convert(mode)))
     found = project(G, picture.float() / 127.5 - 1, perceptual_distance("embedded", CPU), settings=Settings(num_steps=1, mean_samples=10))

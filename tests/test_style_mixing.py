@@ -74,7 +74,6 @@ def test_all_layers_give_the_column_and_none_are_named_that_do_not_exist(network
         ("classes", ["--class=3"], "0 to 2"),
         ("no_ema", [], "G_ema"),
         ("missing", [], "missing"),
-        ("plain", ["--rows=4294967296"], "4294967296"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(networks, tmp_path, network, arguments, message):
@@ -88,3 +87,10 @@ def test_mistakes_are_found_before_anything_is_written(networks, tmp_path, netwo
 def test_malformed_lists(networks, tmp_path, arguments):
     result = run(networks, "plain", tmp_path / "out", *arguments)
     assert result.exit_code == 2 and not (tmp_path / "out").exists()
+
+
+def test_seeds_beyond_the_last_are_told_by_their_option(networks, tmp_path):
+    result = run(networks, "plain", tmp_path / "out", "--rows=0-4294967296", "--cols=1")
+    assert result.exit_code == 2 and "'--rows'" in result.output and "10,000,000" in result.output
+    result = run(networks, "plain", tmp_path / "out", "--rows=1", "--cols=4294967296")
+    assert result.exit_code == 2 and "'--cols': '4294967296' goes beyond 4294967295" in result.output

@@ -57,15 +57,15 @@ def check_truncation(trunc: float, G: Generator) -> None:
         raise UserError(f"--trunc={trunc} needs the mean of w, which this network does not keep; leave it out")
 
 
-def writable_folder(path: str | pathlib.Path) -> pathlib.Path:
-    """The folder, made where it is missing, after a test that files can be written into it. Raises UserError where they cannot."""
+def writable_folder(path: str | pathlib.Path, option: str = "--outdir") -> pathlib.Path:
+    """The folder of an option, made where it is missing, after a test that files can be written into it. Raises UserError where they cannot."""
     folder = pathlib.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"the output folder {path} cannot be written to: {error.strerror or error}") from error
+        raise UserError(f"{option}: the folder {path} cannot be written to: {error.strerror or error}") from error
     return folder
 
 

@@ -193,7 +193,11 @@ def read_projection(path: str, G: Generator) -> torch.Tensor:
         raise UserError(
             f"--projected-w={path} holds w of shape {list(w.shape)} and type {w.dtype}; this network takes numbers [N, {expected[0]}, {expected[1]}]"
         )
-    return torch.from_numpy(w.astype(np.float32))
+    with np.errstate(over="ignore"):
+        w = w.astype(np.float32)
+    if not np.isfinite(w).all():
+        raise UserError(f"--projected-w={path} holds w that are not finite numbers; project the picture again")
+    return torch.from_numpy(w)
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:

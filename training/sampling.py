@@ -41,7 +41,7 @@ def default_batch(resolution: int, device: torch.device) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Renderer:
-    """A generator with a look.
+    """A generator with a look. Images raise UserError where they hold NaN or infinity, which bytes would show as black or white.
 
     Args:
         G: generator in eval mode on `device`.
@@ -96,15 +96,18 @@ class Renderer:
     @torch.no_grad()
     def _synthesize(self, ws: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Starts to make images of ws [N, num_ws, w_dim]; the result waits for them and gives uint8 [N, C, H, W] on the CPU."""
-        images = to_uint8(self.G.synthesis(ws.to(self.device, non_blocking=True), noise_mode=self.noise_mode))
-        if self.device.type != "cuda":
-            return images.cpu
-        on_host, copied = images.to("cpu", non_blocking=True), torch.cuda.Event()
-        copied.record()
+        images = self.G.synthesis(ws.to(self.device, non_blocking=True), noise_mode=self.noise_mode)
+        finite, pixels = (part.to("cpu", non_blocking=True) for part in (images.isfinite().all(), to_uint8(images)))
+        copied = torch.cuda.Event() if self.device.type == "cuda" else None
+        if copied is not None:
+            copied.record()
 
         def wait() -> torch.Tensor:
-            copied.synchronize()
-            return on_host
+            if copied is not None:
+                copied.synchronize()
+            if not finite:
+                raise UserError("the network makes images that hold NaN or infinity; take a snapshot from before its training went wrong")
+            return pixels
 
         return wait
 
@@ -122,7 +125,7 @@ def seed_latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
         UserError: a seed outside 0..2^32-1.
     """
     if bad := [seed for seed in seeds if not 0 <= seed <= MAX_SEED]:
-        raise UserError(f"--seeds={bad[0]} is outside the range of seeds, 0 to {MAX_SEED}")
+        raise UserError(f"{bad[0]} is outside the range of seeds, 0 to {MAX_SEED}")
     rows = [np.random.RandomState(seed).randn(1, z_dim) for seed in seeds]
     return torch.from_numpy(np.concatenate(rows) if rows else np.zeros([0, z_dim])).to(torch.float32)
 

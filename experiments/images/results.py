@@ -22,7 +22,7 @@ from experiments.images.run_state import read_options, run_folders
 from experiments.paper.checks import Rows, mean_interval
 from metrics.registry import parse_metrics
 from metrics.report import is_finite
-from metrics.runs import BOOKKEEPING, DATA_PATH, SEED, Group, Run, check_protocols, flatten, load_runs
+from metrics.runs import BOOKKEEPING, DATA_PATH, SEED, Group, check_protocols, flatten, load_runs, read_run
 from training.run_files import RunDir
 
 BASELINE = "StyleGAN2"
@@ -150,8 +150,7 @@ def load_run(path: pathlib.Path) -> RunResult:
 
 def _load_run(path: pathlib.Path) -> RunResult:
     options = read_options(path)
-    whole = any(b"\n" in file.read_bytes() for file in path.glob("metric-*.jsonl"))  # a first line may have been torn
-    measured = load_runs([path])[0] if whole else Run(path, None, None, {})
+    measured = read_run(path)
     figures = {figure: {kimg: point.value for kimg, point in points.items()} for figure, points in measured.points.items()}
     protocols = {figure: list(points.values())[-1].protocol or {} for figure, points in measured.points.items()}
     budget, setting = _origin(path)

@@ -97,13 +97,17 @@ def differences_block(table: TableResult) -> Markup | None:
 
 
 def by_chance(differences: Sequence[Difference]) -> str:
-    """What is bold, in how many of the differences, and in how many it would be if there were none; empty where none has an interval."""
+    """What is bold, if anything is, and in how many differences anything would be if there were none; empty where none has an interval."""
     known = [one for one in differences if one.interval is not None]
     if not known:
         return ""
     apart = sum(not one.interval[0] <= 0 <= one.interval[1] for one in known)
-    words = f"Bold: the interval leaves out 0, as in {apart} of these {len(known)}, where about {len(known) * CHANCE:.1f} would by chance."
-    return words + " Where one way is better it says which. An arrowhead: the interval goes on beyond the scale."
+    count = f"of these {len(known)}, where about {len(known) * CHANCE:.1f} would by chance"
+    if apart:
+        words = f"Bold: the interval leaves out 0, as in {apart} {count}. Where one way is better it says which."
+    else:
+        words = f"The interval leaves out 0 in none {count}."
+    return words + " An arrowhead: the interval goes on beyond the scale."
 
 
 def glance_of(tables: Sequence[TableResult]) -> tuple[tuple[str, ...], dict[str, list[Comparison]]]:

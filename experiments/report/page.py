@@ -23,7 +23,7 @@ from experiments.report.notes import Notes, read_notes
 from experiments.report.plain import Content, as_data, as_markdown
 from experiments.report.samples import Gallery, encode_to_fit, make_galleries, reduced_words, samples_block, uncovered_block
 from experiments.report.sections import cost_section, runs_section, signals_block, training_block
-from experiments.report.studies import Series, Study, collect, find_studies, mean_and_spread
+from experiments.report.studies import Series, Study, collect, find_studies, mean_and_spread, path_text
 from experiments.report.tables import judged_on, table_section, verdict_sentence
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def make_page(tables: Sequence[TableResult], runs: Sequence[RunResult], out: pat
     galleries = make_galleries(studies, problems)
     shown = [run for study in studies for series in study.series for run in series.results]
     title, notes = TITLE_OF_TABLES if tables else TITLE_OF_RUNS, read_notes(out)
-    problems += notes.homeless(_places(tables, studies))
+    problems = [_without_machine(problem, results, out) for problem in problems] + notes.homeless(_places(tables, studies))
     content = Content(title, _verdict(tables, studies, results), judged_on(tables), tables, studies, shown, notes, out)
     atomic_write_text(out / MARKDOWN_FILE, as_markdown(content))
     atomic_write_text(out / JSON_FILE, json.dumps(as_data(content), indent=1) + "\n")
@@ -70,6 +70,13 @@ def make_page(tables: Sequence[TableResult], runs: Sequence[RunResult], out: pat
     encode_to_fit(galleries, _document(content, [*before, *_pictures(galleries, notes), *after], problems))
     atomic_write_text(out / HTML_FILE, _document(content, [*before, *_pictures(galleries, notes), *after], problems))
     return out / HTML_FILE
+
+
+def _without_machine(sentence: str, results: Sequence[RunResult], out: pathlib.Path) -> str:
+    """A sentence that names runs as the page does: it is passed on, and the paths of this machine are not."""
+    for run in results:
+        sentence = sentence.replace(run.path.as_posix(), path_text(run.path, out))
+    return sentence
 
 
 def _places(tables: Sequence[TableResult], studies: Sequence[Study]) -> set[str]:

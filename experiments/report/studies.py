@@ -18,7 +18,7 @@ from dnnlib import UserError
 from dnnlib.json_files import read_json
 from experiments.images.budgets import BUDGETS
 from experiments.report.figures import rank
-from metrics.runs import BOOKKEEPING, OPTIONS_FILE, SEED, Band, Group, Point, Run, check_protocols, group_runs, load_runs
+from metrics.runs import BOOKKEEPING, OPTIONS_FILE, SEED, Band, Group, Point, Run, check_protocols, group_runs, read_run
 from metrics.trajectories import ONE_CLASS, Plane, find_planes
 
 if TYPE_CHECKING:
@@ -158,11 +158,10 @@ def setting_words(setting: str, budget: str) -> str:
 
 def _load(result: RunResult, problems: list[str]) -> Run:
     """A run with its measurements; without them where there are none, or none that can be used."""
-    if any(result.path.glob("metric-*.jsonl")):
-        try:
-            return load_runs([result.path])[0]
-        except UserError as error:
-            problems.append(f"The measurements of {result.path.as_posix()} are left out of the charts: {error}.")
+    try:
+        return read_run(result.path)
+    except UserError as error:
+        problems.append(f"The measurements of {result.path.as_posix()} are left out of the charts: {error}.")
     settings = {name: value for name, value in read_options(result.path).items() if not BOOKKEEPING & set(name.split("."))}
     return Run(result.path, settings or None, result.seed, {})
 

@@ -107,15 +107,24 @@ def read_records(path: str | os.PathLike) -> tuple[dict[str, NetworkRecord], dic
     Raises:
         UserError: missing, damaged or foreign file.
     """
-    try:
-        with open(path, "rb") as handle:
-            first = handle.read(9)
-    except OSError as error:
-        raise UserError(f"cannot read the network {path}: {error.strerror}") from error
+    first = _beginning(path)
+    is_pickle = not is_snapshot(path) and len(first) >= 2 and first[0] == 0x80 and 2 <= first[1] <= 5
+    return legacy.read_pickle(path) if is_pickle else checkpoint.read_networks(path)
+
+
+def is_snapshot(path: str | os.PathLike) -> bool:
+    """Whether a file begins as a snapshot of this project does. Raises UserError where it cannot be read."""
     # safetensors: eight bytes with the header's length, then the header, which is JSON. Those eight may look like the start of a
     # pickle of protocol 2 or later (0x80 and its number), so the brace decides.
-    is_pickle = first[8:9] != b"{" and len(first) >= 2 and first[0] == 0x80 and 2 <= first[1] <= 5
-    return legacy.read_pickle(path) if is_pickle else checkpoint.read_networks(path)
+    return _beginning(path)[8:9] == b"{"
+
+
+def _beginning(path: str | os.PathLike) -> bytes:
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(9)
+    except OSError as error:
+        raise UserError(f"cannot read the network {path}: {error.strerror}") from error
 
 
 def _is_page(path: str | os.PathLike) -> bool:
