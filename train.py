@@ -111,17 +111,21 @@ def open_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.device]
     """The configuration of the run to continue.
 
     Raises:
-        UserError: other options are given with it than its length and the place of its data, or the place has changed.
+        UserError: other options are given with it than its length, the place of its data and where it reports to, or the place has changed.
     """
-    others = sorted(typed - {"continue_run", "kimg", "data", "dry_run", "gpus", "rank_timeout", "trust_detector"})
+    others = sorted(typed - {"continue_run", "kimg", "data", "wandb", "dry_run", "gpus", "rank_timeout", "trust_detector"})
     if others:
-        raise UserError(f"--continue-run takes all options but --kimg and --data from the run folder; leave out --{others[0].replace('_', '-')}")
+        raise UserError(
+            f"--continue-run takes all options but --kimg, --data and --wandb from the run folder; leave out --{others[0].replace('_', '-')}"
+        )
     run, args = RunDir.open(options.continue_run, "--continue-run")
     args.run_dir = str(run.path)
     if "data" in typed:
         args.training_set_kwargs.path = options.data  # it may have moved; its digest is compared later
     if "kimg" in typed:
         args.total_kimg = options.kimg
+    if "wandb" in typed:
+        config.report_to(args, options.wandb)
     if "gpus" in typed and options.gpus != args.num_gpus:
         raise UserError(f"--gpus={options.gpus}: the run was started with --gpus={args.num_gpus}, which an exact continuation keeps")
     return args, config.choose_device(args.device)
@@ -143,6 +147,8 @@ def reopen_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.devic
     wanted = as_easydict(json.loads(json.dumps(config.resolve(again, typed, inspect_data(again), device))))
     if "kimg" in typed:
         found.total_kimg = wanted.total_kimg  # no step depends on how many follow
+    if "wandb" in typed:
+        config.report_to(found, options.wandb)
     for name, old, new in config.differences(found, wanted):
         now = f"{new!r} in this command" if new is not None else "absent from this command"
         raise UserError(f"{name} is {old!r} in the run {run.path} and {now}; give the settings of the run, or another --outdir")

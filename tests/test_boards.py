@@ -13,7 +13,9 @@ import train as train_command
 from dnnlib import UserError
 from dnnlib.cli import run_command
 from training.boards import WandB, import_wandb
+from training.progress import Progress
 from training.run_files import RunDir
+from training.stopping import Abandoned
 
 STEPS = dict(batch=252, kimg=2, tick=1, snap=1)
 
@@ -22,15 +24,19 @@ class FakeRun:
     """What wandb.init returns: keeps what it is given."""
 
     def __init__(self, broken_after):
-        self.lines, self.finished, self.broken_after = [], False, broken_after
+        self.lines, self.exit_code, self.broken_after, self.drawn_over = [], None, broken_after, {}
 
-    def log(self, values, step):
+    def define_metric(self, name, step_metric=None):
+        self.drawn_over[name] = step_metric
+
+    def log(self, values):  # without a step: the service drops what does not rise
         if self.broken_after is not None and len(self.lines) >= self.broken_after:
             raise RuntimeError("the server is gone")
-        self.lines.append((step, values))
+        values = dict(values)
+        self.lines.append((values[self.drawn_over["*"]], {name: value for name, value in values.items() if name != "Progress/kimg"}))
 
-    def finish(self):
-        self.finished = True
+    def finish(self, exit_code):
+        self.exit_code = exit_code
 
 
 @pytest.fixture
@@ -65,14 +71,37 @@ def test_a_run_and_its_continuation_are_one_run_there(service, tmp_path):
     assert "mode" not in first  # WANDB_MODE decides
     assert first["config"] == json.loads((run / "training_options.json").read_text()) and first["config"]["wandb"] == "faces"
     scalars = [(step, values) for step, values in shown.lines if "fakes" not in values]
-    names = ("Loss/G/loss", "Progress/kimg")
-    assert [step for step, _ in scalars] == [0, 1, 2] and shown.finished
+    names = ("Loss/G/loss", "Progress/tick")
+    assert [step for step, _ in scalars] == [0, 1, 2] and shown.exit_code == 0 and shown.drawn_over == {"Progress/kimg": None, "*": "Progress/kimg"}
     assert [[values[name] for name in names] for _, values in scalars] == [[line[name]["mean"] for name in names] for line in stats_of(run)]
     assert [values for _, values in shown.lines if "fakes" in values] == [{"fakes": ("image", f"fakes00000{kimg}.png")} for kimg in range(3)]
     RunDir(run).state(2).unlink()
     assert CliRunner().invoke(train_command.main, [f"--continue-run={run}"], catch_exceptions=False).exit_code == 0
     (_, (second, continued)) = service.starts
     assert second["id"] == first["id"] and [step for step, values in continued.lines if "fakes" not in values] == [2]
+
+
+def test_a_run_may_cease_to_report(service, tmp_path, monkeypatch):
+    run = train(write_data(tmp_path / "pics.zip"), tmp_path / "run", wandb="faces", **STEPS)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    command = [f"--continue-run={run}", "--kimg=3"]
+    with pytest.raises(UserError, match="or give --wandb=none"):
+        CliRunner().invoke(train_command.main, command, catch_exceptions=False)
+    assert CliRunner().invoke(train_command.main, [*command, "--wandb=none"], catch_exceptions=False).exit_code == 0
+    args = RunDir.open(run)[1]
+    assert "wandb" not in args and args.total_kimg == 3
+
+
+def test_a_training_that_fails_is_told_as_failed(service, tmp_path):
+    progress = Progress(RunDir(tmp_path), 1)
+    state = types.SimpleNamespace(args={"wandb": "faces"}, cur_tick=0)
+    for error, exit_code in ((RuntimeError, 1), (UserError, 1), (Abandoned, 0)):
+        with pytest.raises(error), progress.boards(state):
+            raise error(15)
+        assert service.starts[-1][1].exit_code == exit_code
+    with progress.boards(state):
+        pass
+    assert service.starts[-1][1].exit_code == 0
 
 
 def test_metrics_are_sent_and_a_service_that_fails_is_one_warning(service, tmp_path, capsys):
@@ -83,7 +112,7 @@ def test_metrics_are_sent_and_a_service_that_fails_is_one_warning(service, tmp_p
     board.picture("fakes", tmp_path / "fakes.png", 4)
     board.close()
     ((_, shown),) = service.starts
-    assert shown.lines == [(0, {"Metrics/fid50k_full": 12.0}), (1, {"Metrics/fid50k_full": 12.0})]
+    assert shown.lines == [(0, {"Metrics/fid50k_full": 12.0}), (1, {"Metrics/fid50k_full": 12.0})] and shown.exit_code is None
     assert capsys.readouterr().out == "Warning: Weights & Biases gets no more of this run: the server is gone\n"
 
 

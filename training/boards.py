@@ -18,6 +18,7 @@ from dnnlib import UserError, atomic_write_text
 from training.run_files import RunDir
 
 WANDB_FILE = "wandb-run.json"  # the id of a run at Weights & Biases, so that a continued run goes on there
+STEP = "Progress/kimg"  # what curves there are drawn over
 
 
 class Board(Protocol):
@@ -26,8 +27,8 @@ class Board(Protocol):
     def scalars(self, values: Mapping[str, float], kimg: int, seconds: float) -> None:
         """Adds numbers at `kimg`, after `seconds` of training."""
 
-    def close(self) -> None:
-        """Flushes and ends."""
+    def close(self, failed: bool = False) -> None:
+        """Flushes and ends. `failed`: the training did not end where it should."""
 
 
 class TensorBoard:
@@ -63,7 +64,7 @@ class TensorBoard:
             self._writer = None
             print(f"Warning: TensorBoard's file cannot be written any more: {error.strerror or error}", flush=True)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """As `Board`."""
         if self._writer is not None:
             with contextlib.suppress(OSError):  # of its last values; what counts is in other files
@@ -78,7 +79,7 @@ def import_wandb(project: str) -> ModuleType:
         wandb, reason = None, str(error)
     if not hasattr(wandb, "init"):  # a folder of that name, which it makes for its own files, can be imported as well
         found = reason if wandb is None else "a folder of that name is no package"
-        raise UserError(f"--wandb={project}: the package wandb is not installed ({found}); pip install wandb, or leave --wandb out")
+        raise UserError(f"--wandb={project}: the package wandb is not installed ({found}); pip install wandb, or give --wandb=none")
     return wandb
 
 
@@ -102,10 +103,13 @@ class WandB:
             self._run = self._wandb.init(project=project, id=run_id, resume="allow", name=run.path.name, dir=str(run.path), config=dict(config))
         except Exception as error:  # of an account, a network or a server, of which the package has many kinds
             reason = " ".join(str(error).split())[:200]
-            advice = "log in with `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
+            advice = "log in with `wandb login`, set WANDB_MODE=offline, or give --wandb=none"
             raise UserError(f"--wandb={project}: Weights & Biases cannot be started ({reason}); {advice}") from error
         if known is None:
             atomic_write_text(run / WANDB_FILE, json.dumps({"project": project, "id": run_id}) + "\n")
+        # Its own count of steps only rises, and drops what a continued run says once more; so everything is drawn over a figure of ours.
+        self._do(lambda run: run.define_metric(STEP))
+        self._do(lambda run: run.define_metric("*", step_metric=STEP))
 
     def _do(self, what: Any) -> None:
         if self._run is None:
@@ -118,15 +122,15 @@ class WandB:
 
     def scalars(self, values: Mapping[str, float], kimg: int, seconds: float) -> None:
         """As `Board`."""
-        self._do(lambda run: run.log(dict(values), step=kimg))
+        self._do(lambda run: run.log({**values, STEP: kimg}))
 
     def picture(self, name: str, path: pathlib.Path, kimg: int) -> None:
         """Adds a picture file at `kimg`."""
-        self._do(lambda run: run.log({name: self._wandb.Image(str(path))}, step=kimg))
+        self._do(lambda run: run.log({name: self._wandb.Image(str(path)), STEP: kimg}))
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """As `Board`."""
-        self._do(lambda run: run.finish())
+        self._do(lambda run: run.finish(exit_code=int(failed)))
 
 
 def _read_id(path: pathlib.Path) -> str | None:

@@ -287,8 +287,7 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
     args.update(precision=precision, kimg_per_tick=o.tick, keep_snapshots=o.keep)
     if o.best is not None:
         args.best_metric = o.best
-    if o.wandb is not None:
-        args.wandb = o.wandb
+    report_to(args, o.wandb)
     args.update(detector=o.detector, metric_seed=o.metric_seed)
     leading_figure(args)
     return args
@@ -309,6 +308,13 @@ def leading_figure(args: EasyDict) -> str | None:
             if name in (spec.name, spec.protocol.name):
                 return spec.name + figure
     raise UserError(f"--best={wanted} is neither one of --metrics={','.join(args.metrics) or 'none'} nor a figure of one, such as prdc50k3_coverage")
+
+
+def report_to(args: EasyDict, project: str | None) -> None:
+    """Puts the project of Weights & Biases that --wandb names into a configuration, or takes it out where it names none."""
+    args.pop("wandb", None)
+    if project not in (None, "", "none"):
+        args.wandb = project
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], leave_out: Set[str] = NOT_COMPARED) -> Iterator[tuple[str, Any, Any]]:

@@ -46,6 +46,7 @@ _pairing = functools.partial(_option, group="Pairing and objective")
 _transfer = functools.partial(_option, group="Transfer and resuming")
 _speed = functools.partial(_option, group="Speed")
 
+
 class Number(click.FloatRange):
     """A range of numbers without nan, which compares as neither inside nor outside of any, and without infinity."""
 
@@ -76,7 +77,7 @@ class Options:
     trust_detector: bool = _general(False, None, "run the file of --detector, now and later: TorchScript is a program", flag=True)
     metric_seed: int = _general(0, click.IntRange(min=0, max=MAX_SEED), "random seed of the metrics")
     rank_timeout: float = _general(40.0, WEIGHT, "seconds after which all ranks end because one is stuck (silent: half of that); 0: wait for ever")
-    wandb: str | None = _general(None, str, "project of Weights & Biases to report to as well; needs the package wandb", shown="-")
+    wandb: str | None = _general(None, str, "project of Weights & Biases to report to, too (package wandb); none: no longer", shown="-")
 
     data: str | None = _data(None, str, "training images: folder or zip made by dataset_tool.py", shown="required")
     cond: bool = _data(False, bool, "train on the labels of the data set")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 import psutil
 import torch
@@ -19,6 +21,7 @@ from training.boards import Board, WandB, open_boards
 from training.history import STATS_FILE
 from training.run_files import RunDir
 from training.state import TrainingState
+from training.stopping import Abandoned
 
 GB = 2**30
 
@@ -67,14 +70,25 @@ class Progress:
         self.start_time, self.tick_start = time.time() - state["seconds"], time.time() - state["tick_seconds"]
         training_stats.load_state_dict(state["statistics"])
 
-    def open_boards(self, state: TrainingState) -> None:
-        """Starts TensorBoard and what else the options name; they take back what an interrupted part wrote beyond the last tick.
+    @contextlib.contextmanager
+    def boards(self, state: TrainingState) -> Iterator[None]:
+        """TensorBoard and what else the options name, while a training goes on; they take back what an interrupted part wrote beyond the last tick.
 
         Raises:
             UserError: one cannot be started.
         """
         if self.is_speaker:
             self._boards = open_boards(self.run, state.args, self.tick_nimg // 1000 + (state.cur_tick > 0))
+        failed = True
+        try:
+            yield
+            failed = False
+        except Abandoned:  # asked to end
+            failed = False
+            raise
+        finally:
+            for board in self._boards:
+                board.close(failed)
 
     def seconds(self) -> float:
         """Running time of the whole run so far."""
@@ -171,8 +185,3 @@ class Progress:
         """Starts the clock of the next tick; what passed since the last one ended was maintenance."""
         now = time.time()
         self.tick_start, self.maintenance = now, now - self.tick_start
-
-    def close(self) -> None:
-        """Flushes and closes the boards."""
-        for board in self._boards:
-            board.close()

@@ -11,7 +11,8 @@ import pathlib
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from dnnlib import EasyDict, UserError, atomic_write_text
 from metrics.report import has_line, lines_path
@@ -21,6 +22,7 @@ from training.history import read_figures, read_lines
 
 STATES_KEPT = 2  # the last good state and the one before
 ALARMS_FILE = "alarms.jsonl"
+MAY_CHANGE = ("total_kimg", "wandb")  # of a run's options, when it goes on
 BEST_FILE, BEST_LINK = "best.json", "network-snapshot-best.safetensors"
 INTERRUPTED_STATE = "training-state-interrupted.pt"
 LOG_FILE = "log.txt"
@@ -120,11 +122,12 @@ class RunDir:
             raise UserError(f"{option}={path}: {OPTIONS_FILE} has no usable {missing[0]!r}, so it is of another program; give a run of train.py")
         return run, args
 
-    def set_length(self, total_kimg: int) -> None:
-        """Takes down in training_options.json how long the run is to be, if it was begun with another length."""
-        _, args = self.open(self.path)
-        if args["total_kimg"] != total_kimg:
-            atomic_write_text(self / OPTIONS_FILE, json.dumps(args | {"total_kimg": total_kimg}, indent=2) + "\n")
+    def set_options(self, args: Mapping[str, Any]) -> None:
+        """Takes down in training_options.json what may change while a run goes on, and has: its length, and where it reports to."""
+        _, found = self.open(self.path)
+        wanted = {name: value for name, value in found.items() if name not in MAY_CHANGE} | {name: args[name] for name in MAY_CHANGE if name in args}
+        if wanted != found:
+            atomic_write_text(self / OPTIONS_FILE, json.dumps(wanted, indent=2) + "\n")
 
     def __truediv__(self, name: str) -> pathlib.Path:
         return self.path / name

@@ -287,10 +287,9 @@ class Trainer:
     def loop(self) -> int:
         """Trains until total_kimg, from wherever the state stands; returns 0, or the signal that asked for an end before."""
         args, state = self.args, self.state
-        self.progress.open_boards(state)
-        if state.cur_nimg == 0:
-            self.progress.begin()
-        try:
+        with self.progress.boards(state):
+            if state.cur_nimg == 0:
+                self.progress.begin()
             if state.snapshot_nimg == state.cur_nimg:
                 with busy("a snapshot"):
                     self.mend_snapshot()
@@ -312,8 +311,6 @@ class Trainer:
                         with busy("a state"):
                             self.save_state(self.run.interrupted_state)
                     return stop
-        finally:
-            self.progress.close()
         return 0
 
 
@@ -354,7 +351,7 @@ def training_loop(args: EasyDict, device: torch.device, num_ranks: int, continue
         if trainer.is_writer:
             stack.enter_context(trainer.run.hold())
             stack.enter_context(Logger(trainer.run / LOG_FILE))
-            trainer.run.set_length(args.total_kimg)
+            trainer.run.set_options(args)
         stack.enter_context(trainer.stopping)
         trainer.describe()
         for line in transferred:
