@@ -36,7 +36,7 @@ from torch_utils.distributed import broadcast_object
 from training.config import choose_device
 from training.dataset import ImageFolderDataset, data_to_compare
 from training.metric_sides import find_networks, generator_side, load_generator_and_data, open_side
-from training.options import DEVICES
+from training.options import DEVICES, Options
 
 MAX_SHOWN = 50_000  # images of a side that `show` looks through
 
@@ -76,12 +76,13 @@ def main(context: click.Context, **options: Any) -> None:
     opts.specs = registry.parse_metrics(opts.metrics, opts.detector)
     slurm.adopt_step()
     _check_processes(opts.gpus)
-    opts.run_on = distributed.join(choose_device(opts.device))
+    opts.run_on = distributed.join(choose_device(opts.device), Options.rank_timeout)
     try:
         opts.log = _print_to_stderr if opts.verbose and distributed.rank() == 0 else None
         opts.cache = FeatureCache(enabled=not opts.no_cache, log=opts.log)
         work = _save if opts.save_features else _measure_networks if opts.network else _compare
-        work(opts)
+        with distributed.busy("metrics"):  # which may take long; but no rank waits for one that is gone
+            work(opts)
     except BaseException as error:
         distributed.leave(error, code=USER_ERROR if isinstance(error, UserError) else 1)
         raise
@@ -168,8 +169,13 @@ def _still_to_do(opts: EasyDict, real: Side, fake: Side, path: str) -> list[str]
     """The metrics that a run directory has no line for, of this snapshot and by this protocol."""
     folder, name = os.path.split(path)
     plans = registry.planned_protocols(opts.metrics, real=real, fake=fake, device=opts.run_on, detector=opts.detector, metric_seed=opts.metric_seed)
-    todo = [spec.protocol.name for spec in opts.specs if not report.is_measured(folder, spec.name, name, plans[spec.name])]
-    return broadcast_object(todo)
+
+    def look() -> list[str]:
+        if distributed.rank() != 0:
+            return []
+        return [spec.protocol.name for spec in opts.specs if not report.is_measured(folder, spec.name, name, plans[spec.name])]
+
+    return broadcast_object(succeed_together(look))
 
 
 def _lines(opts: EasyDict, names: list[str], real: Side | None, fake: Side) -> list[dict]:

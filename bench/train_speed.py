@@ -116,6 +116,8 @@ def step_seconds(state: TrainingState, times: dict[str, list[float]]) -> float:
 def measure(options: Options, resolution: int, cond: bool, device: torch.device, repeats: int) -> EasyDict:
     """The benchmark's figures; with a pairing weight also the cost of pairing."""
     state = build_state(options, resolution, cond, device)
+    phase_times(state, 1)
+    peak = peak_memory_gb(device)  # before the yardstick, which may need more
     rate_before = conv_rate(device)
     times = phase_times(state, repeats)
     rate = statistics.mean([rate_before, conv_rate(device)])
@@ -141,7 +143,7 @@ def measure(options: Options, resolution: int, cond: bool, device: torch.device,
         conv_gflops=rate / 1e9,
         useful_gflop_per_image=useful,
         conv_peak_fraction=None if useful is None else useful * 1e9 * batch / step / rate,
-        peak_memory_gb=peak_memory_gb(device),
+        peak_memory_gb=peak,
     )
     if options.pairing_weight > 0:
         plain = build_state(dataclasses.replace(options, pairing_weight=0.0), resolution, cond, device)
@@ -162,9 +164,11 @@ def pairing_cost(paired: TrainingState, plain: TrainingState, plain_step: float,
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory used so far: of the process, or of the GPU."""
+    """The most memory used so far: of the process, or of the GPU; of Apple's GPUs what the driver holds now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**30
     # Kilobytes on Linux, bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 

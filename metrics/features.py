@@ -249,7 +249,10 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Switches TF32 off on CUDA, because figures must not depend on a training run's speed settings, and restores the settings afterwards."""
+    """Switches TF32 off on CUDA, because figures must not depend on a training run's speed settings, and restores the settings afterwards.
+
+    What it does not reach are convolutions of a TorchScript file that was traced with TF32 on: tracing writes that down in the file.
+    """
     settings = [(place, name, getattr(place, name)) for place, name, _ in _precision_settings()]
     try:
         for place, name, full in _precision_settings():

@@ -14,7 +14,7 @@ from dnnlib import UserError
 from dnnlib.cli import run_command
 from training.boards import WandB, import_wandb
 from training.progress import Progress
-from training.run_files import RunDir
+from training.run_files import RunDir, as_easydict
 from training.stopping import Abandoned
 
 STEPS = dict(batch=252, kimg=2, tick=1, snap=1)
@@ -90,6 +90,18 @@ def test_a_run_may_cease_to_report(service, tmp_path, monkeypatch):
     assert CliRunner().invoke(train_command.main, [*command, "--wandb=none"], catch_exceptions=False).exit_code == 0
     args = RunDir.open(run)[1]
     assert "wandb" not in args and args.total_kimg == 3
+
+
+def test_where_a_run_reports_to_may_change(tmp_path):
+    run, data = tmp_path / "00000-run", write_data(tmp_path / "pics.zip")
+    command = [f"--outdir={run}", f"--data={data}", "--cfg=demo", "--cond=1", "--metrics=none", "--device=cpu"]
+
+    def told(*arguments):
+        return json.loads(CliRunner().invoke(train_command.main, [*arguments, "--dry-run"], catch_exceptions=False).stdout)
+
+    RunDir.create(as_easydict(told(*command, "--wandb=faces") | {"run_dir": str(run)}))
+    for again in ([f"--continue-run={run}"], command):
+        assert [told(*again, *given).get("wandb") for given in ([], ["--wandb=birds"], ["--wandb=none"])] == ["faces", "birds", None]
 
 
 def test_a_training_that_fails_is_told_as_failed(service, tmp_path):

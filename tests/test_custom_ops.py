@@ -225,6 +225,16 @@ def test_a_damaged_library_in_the_cache_is_built_again(place, capfd, damage):
 
 
 @needs_compiler
+def test_a_library_that_another_process_has_built_again_is_kept(place):
+    """Ranks that find the same one damaged take turns."""
+    custom_ops.load("cpu")
+    made = custom_ops.recipe("cpu")
+    path = custom_ops.find_built(made)
+    before = path.stat().st_ino
+    assert custom_ops._build(made, damaged=path) == path and path.stat().st_ino == before
+
+
+@needs_compiler
 def test_where_building_is_not_allowed_only_a_built_library_is_loaded(place):
     assert "not been built" in refused(build=False)
     assert not list((place / "tmp").iterdir())  # nothing is made merely by looking

@@ -11,6 +11,7 @@ import pytest
 
 from metrics.protocols import METRICS
 from training.options import option_table
+from training.presets import preset_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -64,9 +65,10 @@ def test_links_lead_to_files(page):
             assert (page.parent / target).exists(), f"{by_name(page)} links to {target}, which does not exist"
 
 
-def test_option_table_is_that_of_the_code():
-    inside = (ROOT / "docs" / "options.md").read_text(encoding="utf-8").split("<!-- options -->")[1].split("<!-- /options -->")[0]
-    assert inside.strip() == option_table(), "run option_table() of training.options and put its text into docs/options.md"
+@pytest.mark.parametrize(("name", "table"), [("options", option_table), ("presets", preset_table)])
+def test_tables_of_options_and_presets_are_those_of_the_code(name, table):
+    inside = (ROOT / "docs" / "options.md").read_text(encoding="utf-8").split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+    assert inside.strip() == table(), f"print {table.__name__}() of {table.__module__} and put it into docs/options.md"
 
 
 def test_the_readme_leads_to_every_page_of_the_docs():

@@ -162,14 +162,6 @@ def test_a_setting_that_matters_is_not_changed_under_way(place, tmp_path, option
     assert sentence.format(tmp_path / "00000-run") in str(refused.value)
 
 
-def test_where_a_run_reports_to_may_change(place, tmp_path):
-    run = tmp_path / "00000-run"
-    RunDir.create(train.configure(*options_of(command_of(place, run, "--wandb=faces"))))
-    for again in ([f"--continue-run={run}"], command_of(place, run)):
-        told = [json.loads(invoke([*again, "--dry-run", *given]).stdout).get("wandb") for given in ([], ["--wandb=birds"], ["--wandb=none"])]
-        assert told == ["faces", "birds", None]
-
-
 def test_a_finished_run_is_made_longer(args, whole):
     """It ends with the weights of a run that was given that length from the start."""
     args.total_kimg = 1

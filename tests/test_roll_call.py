@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from torch_utils.roll_call import KEY, LOST, RECENT, JsonConnection, Member, Pace, judge
+from torch_utils.roll_call import KEY, LOST, RECENT, STARTING, JsonConnection, Member, Pace, judge
 
 LIMIT = 40.0
 
@@ -78,6 +78,16 @@ def test_pace_is_that_of_the_slowest_and_forgets():
     pace.see(members([500, 500], task=(1, "metrics")), 1000.0)
     pace.see(members([501, 501]), 2000.0)
     assert pace.longest() == 1.0  # what a task took is no pace
+
+
+def test_the_first_step_tells_how_long_exchanges_take():
+    pace = Pace()
+    for now, arrived in [(0.0, [0, 0]), (300.0, [1, 0]), (301.0, [1, 1]), (361.0, [2, 2])]:
+        pace.see(members(arrived, task=(1, STARTING)), now)
+    assert pace.longest() == 60.0  # what came before the first one is no pace
+    second = members([2, 2], now=411.0, moved=(0, 361.0))
+    second[1].moved = 361.0
+    assert judge(second, 411.0, LIMIT, 0.0) is not None and judge(second, 411.0, LIMIT, pace.longest()) is None
 
 
 def test_lines_carry_messages_in_any_pieces():

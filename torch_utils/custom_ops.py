@@ -155,6 +155,14 @@ def _open(path: pathlib.Path) -> ctypes.CDLL:
     return library
 
 
+def _loads(path: pathlib.Path) -> bool:
+    try:
+        _open(path)
+    except BuildError:
+        return False
+    return True
+
+
 def _private_temporary_folder(make: bool = True) -> pathlib.Path:
     """A folder that stays between runs and that nobody else can put a library into.
 
@@ -233,7 +241,7 @@ def _build_in(folder: pathlib.Path, made: Recipe, lock: BuildLock, damaged: path
     """Builds the library, unless the process that held the lock before has done so, or has just failed at it."""
     target, failure = folder / made.key, folder / f"{made.key}.failed"
     path = target / made.library
-    if path.is_file() and path != damaged:
+    if path.is_file() and (path != damaged or _loads(path)):  # others have found it damaged, too, and one of them has built it again
         return path
     if lock.waited_since is not None and failure.is_file() and failure.stat().st_mtime >= lock.waited_since:
         raise BuildError(failure.read_text(encoding="utf-8"))

@@ -69,7 +69,11 @@ class Member:
 
 
 class Pace:
-    """The longest recent time between two exchanges of the slowest rank, in seconds; times with a task in them do not count."""
+    """The longest recent time between two exchanges of the slowest rank, in seconds.
+
+    Times with a task in them do not count, nor does what comes before the first exchange. The first step does, although nobody is judged in it:
+    it alone tells how long the exchanges of the second may take.
+    """
 
     def __init__(self):
         self._seconds: collections.deque[float] = collections.deque(maxlen=RECENT)
@@ -78,7 +82,7 @@ class Pace:
     def see(self, members: dict[int, Member], now: float) -> None:
         """Takes in how far the members are."""
         slowest = min(member.arrived for member in members.values())
-        if any(member.task for member in members.values()):
+        if slowest == 0 or any(member.task not in (None, STARTING) for member in members.values()):
             self._last = None
         elif self._last is None:
             self._last = slowest, now

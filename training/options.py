@@ -76,7 +76,9 @@ class Options:
     detector: str | None = _general(None, str, "detector of all metrics: inception, vgg16, embedded or a TorchScript file", shown="each metric's own")
     trust_detector: bool = _general(False, None, "run the file of --detector, now and later: TorchScript is a program", flag=True)
     metric_seed: int = _general(0, click.IntRange(min=0, max=MAX_SEED), "random seed of the metrics")
-    rank_timeout: float = _general(40.0, WEIGHT, "seconds after which all ranks end because one is stuck (silent: half of that); 0: wait for ever")
+    rank_timeout: float = _general(
+        40.0, WEIGHT, "seconds without progress after which a run with a stuck rank ends, half of that for a silent one; 0: wait for ever"
+    )
     wandb: str | None = _general(None, str, "project of Weights & Biases to report to, too (package wandb); none: no longer", shown="-")
 
     data: str | None = _data(None, str, "training images: folder or zip made by dataset_tool.py", shown="required")

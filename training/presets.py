@@ -68,3 +68,18 @@ def for_data(preset: Preset, resolution: int, gpus: int) -> Preset:
         gamma=0.0002 * resolution**2 / batch,
         ema_kimg=batch * 10 / 32,
     )
+
+
+def preset_table() -> str:
+    """Every preset as a Markdown table, for docs/options.md."""
+    heads = ["`--cfg`", "kimg", "batch", "GPUs it is for", "R1 weight", "learning rate", "EMA, kimg", "EMA ramp-up", "std group", "maps"]
+    lines = ["| " + " | ".join([*heads, "mapping layers", "path length, style mixing", "D"]) + " |", "|" + "---|" * (len(heads) + 3)]
+    for name, p in PRESETS.items():
+        base = "by size" if p.fmaps is None else f"{p.fmaps * 32768:g}"
+        numbers = [p.batch, p.ref_gpus, p.gamma, p.lrate, p.ema_kimg]
+        batch, *rest = ["by size" if number is None else f"{number:g}" for number in numbers]
+        ramp = "none" if p.ema_ramp is None else f"{p.ema_ramp:g}"
+        cells = [f"`{name}`", f"{p.kimg:,}", batch, *rest, ramp, "by size" if p.mbstd is None else str(p.mbstd), f"{base}, {p.channel_max}"]
+        cells += [str(p.map_layers), "on" if p.regularize_path else "off", p.d_architecture]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -16,7 +16,7 @@ from dnnlib import append_text
 from dnnlib.format import format_time
 from dnnlib.log import is_terminal
 from torch_utils import training_stats
-from torch_utils.distributed import rank
+from torch_utils.distributed import busy, rank
 from training.boards import Board, WandB, open_boards
 from training.history import STATS_FILE
 from training.run_files import RunDir
@@ -87,8 +87,9 @@ class Progress:
             failed = False
             raise
         finally:
-            for board in self._boards:
-                board.close(failed)
+            with busy("closing the boards"):  # a service may take long to get what it has not yet been sent
+                for board in self._boards:
+                    board.close(failed)
 
     def seconds(self) -> float:
         """Running time of the whole run so far."""

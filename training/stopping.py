@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from dnnlib.signals import STOP_SIGNALS, exit_code
-from torch_utils.distributed import world_size
+from torch_utils.distributed import MESSAGE_TIMEOUT, world_size
 
 LEAVE_SECONDS = 28  # what asks a process to end kills it after 30, mostly
 REPEAT_SECONDS = 2  # torchrun, a terminal and a scheduler may all pass on the same wish
@@ -59,7 +59,7 @@ class Stopping:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
         if world_size() > 1 and dist.get_backend() != "gloo":
-            self._group = dist.new_group(backend="gloo")  # the answer is for the host, which should not wait for GPUs
+            self._group = dist.new_group(backend="gloo", timeout=MESSAGE_TIMEOUT)  # the answer is for the host, which should not wait for GPUs
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
