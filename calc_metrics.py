@@ -29,7 +29,7 @@ from metrics.detectors import detector_name, get_detector, trust_detector
 from metrics.feature_cache import FeatureCache
 from metrics.feature_files import FeatureFile, check_feature_path, save_features
 from metrics.features import succeed_together
-from metrics.runs import OPTIONS_FILE
+from metrics.runs import OPTIONS_FILE, with_figures
 from metrics.sources import DataSide, FileSide, GeneratorSide, Images, PassOptions, Side, check_sizes
 from torch_utils import distributed, slurm
 from torch_utils.distributed import broadcast_object
@@ -250,7 +250,8 @@ def _save(opts: EasyDict) -> None:
 @click.option("--title", help="Heading of the pictures", default="", metavar="TEXT")
 @click.option("--names", help="Names of the lines, in order of first runs  [default: what tells them apart]", metavar="a,b", type=CommaList())
 @click.option("--signals", help="Statistics of stats.jsonl to draw as well, as Loss/G/grad_norm", metavar="a,b", type=CommaList(), default="")
-def plot(runs: tuple[str, ...], out: str, title: str, names: list[str] | None, signals: list[str]) -> None:
+@click.option("--figures", help="Draw these alone, by name or its end, as recall  [default: all that were measured]", metavar="a,b", type=CommaList())
+def plot(runs: tuple[str, ...], out: str, title: str, names: list[str] | None, signals: list[str], figures: list[str] | None) -> None:
     """Draws what metric-*.jsonl of run directories say, over training: curves, and precision against recall and coverage; prints them as tables.
 
     Runs that differ by seed and length only are one line with a band. Figures of different protocols are refused.
@@ -260,6 +261,8 @@ def plot(runs: tuple[str, ...], out: str, title: str, names: list[str] | None, s
 
     stem = beginning_of_names(out, "--out")
     found = trajectories.load_runs([pathlib.Path(run) for run in runs])
+    if figures:
+        found = with_figures(found, figures)
     for path in trajectories.plot(with_signals(found, signals), stem, title, names or ()):
         print(path)
     print("\n" + trajectories.markdown_tables(found, names or ()))

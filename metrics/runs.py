@@ -244,6 +244,20 @@ def read_options(run: pathlib.Path) -> dict[str, Any] | None:
     return options
 
 
+def with_figures(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
+    """The same runs with some of their figures alone: those of which a name is the whole or the last part, as recall of prdc10k5_recall.
+
+    Raises:
+        UserError: no run has a figure of some name.
+    """
+    known = sorted({figure for run in runs for figure in run.points})
+    kept = {name: [figure for figure in known if figure == name or figure.endswith(f"_{name}")] for name in names}
+    if lacking := next((name for name, figures in kept.items() if not figures), None):
+        raise UserError(f"--figures names {lacking!r}, which no run has; measured are {', '.join(known)}")
+    chosen = {figure for figures in kept.values() for figure in figures}
+    return [dataclasses.replace(run, points={figure: run.points[figure] for figure in run.points if figure in chosen}) for run in runs]
+
+
 def flatten(options: Mapping[str, Any], leave_out: Set[str] = frozenset(), prefix: str = "") -> dict[str, Any]:
     """{"loss_kwargs.r1_gamma": 10, ...} in the given order, without the names to leave out at any depth."""
     flat: dict[str, Any] = {}

@@ -305,6 +305,16 @@ def test_plot_draws_statistics_of_the_training_beside_it(call, runs):
         CliRunner().invoke(calc_metrics.main, [*plot, "--signals=Loss/H"], catch_exceptions=False, standalone_mode=False)
 
 
+def test_plot_draws_the_figures_that_are_asked_for(call, runs):
+    call("--metrics=prdc10k5", network=runs / "00000-a")
+    plot = ["plot", str(runs / "00000-a"), f"--out={runs / 'drawn'}"]
+    CliRunner().invoke(calc_metrics.main, [*plot, "--figures=recall,prdc10k5_pool_coverage"], catch_exceptions=False)
+    drawn = json.loads((runs / "drawn.json").read_text())
+    assert drawn["groups"][0]["figures"].keys() == {"prdc10k5_pool_recall", "prdc10k5_pool_coverage"} and drawn["planes"] == []
+    with pytest.raises(UserError, match=r"--figures names 'call', which no run has; measured are prdc10k5_pool_coverage, "):
+        CliRunner().invoke(calc_metrics.main, [*plot, "--figures=call"], catch_exceptions=False, standalone_mode=False)
+
+
 def test_show_writes_sheets_of_images(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     sides = [f"--real={folder / 'data.zip'}", f"--fake={folder / 'network-snapshot-000004.safetensors'}", f"--detector={folder / 'pool.pt'}"]
