@@ -114,7 +114,7 @@ class GeneratorSource:
         if self.G.c_dim == 0:
             return z, np.zeros((LATENT_BLOCK, 0), dtype=np.float32)
         items = rng.integers(len(self.dataset), size=LATENT_BLOCK)
-        return z, np.stack([self.dataset.get_label(int(item)) for item in items]).astype(np.float32)
+        return z, self.dataset.get_labels(items).astype(np.float32, copy=False)
 
     def batches(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
         """Yields uint8 images [n, C, H, W] of each span (first, last + 1)."""

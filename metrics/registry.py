@@ -95,7 +95,7 @@ def compute_metrics(
     Args:
         names: metrics, as in `list_metrics()`.
         G: generator on `device`: z_dim, c_dim, img_resolution and G(z, c, truncation_psi=, noise_mode="const") -> [-1, 1].
-        dataset: items (uint8 [C, H, W], label), len(), get_label, get_details, label_dim, resolution, fingerprint(), as ImageFolderDataset.
+        dataset: items (uint8 [C, H, W], label), len(), get_labels, get_details, label_dim, resolution, fingerprint(), as ImageFolderDataset.
         device: of generator, detectors and distances.
         metric_seed: of latents, labels and subsets; truncation_psi: of the generated images.
         batch_gen: images per generator call; default by resolution.
@@ -158,10 +158,12 @@ def compare(
     return _report_outcomes(results, on_failure)
 
 
-def planned_protocols(names: Iterable[str], *, real: Side | None, fake: Side, device: torch.device | str, **options: Any) -> dict[str, dict]:
-    """The protocol that the line of each metric would record, by metric, without measuring anything; `options` as `compare`."""
-    comparison = _Comparison(real, fake, torch.device(device), options.get("metric_seed", 0))
-    jobs = comparison.plan(parse_metrics(names, options.get("detector")), raising=True)
+def planned_protocols(
+    names: Iterable[str], *, real: Side | None, fake: Side, device: torch.device | str, detector: str | None = None, metric_seed: int = 0
+) -> dict[str, dict]:
+    """The protocol that the line of each metric would record, by metric, without measuring anything; arguments as `compare`."""
+    comparison = _Comparison(real, fake, torch.device(device), metric_seed)
+    jobs = comparison.plan(parse_metrics(names, detector), raising=True)
     return {job.spec.name: comparison.record(job) for job in jobs}
 
 

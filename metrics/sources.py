@@ -74,7 +74,7 @@ class DataSide:
 
     Args:
         make_dataset: called with max_size=None and, for the set without mirrored copies, xflip=False; returns items (uint8 [C, H, W], label) with
-            len(), get_label, get_details, label_dim, fingerprint(), and resolution or image_shape.
+            len(), get_labels, get_details, label_dim, fingerprint(), and resolution or image_shape.
         name: how messages name it.
         cache: where features are kept from one command to the next; None keeps them only as long as this object lives.
     """
@@ -124,7 +124,7 @@ class DataSide:
             known = {request: self._kept.get(request) or self.cache.load(_cache_key(request, network)) for request, network in requests.items()}
             found = {request: tensors for request, tensors in known.items() if tensors is not None}
         missing = [request for request, absent in zip(requests, broadcast_object([request not in found for request in requests])) if absent]
-        for dataset, fingerprint in {fingerprint: (data, fingerprint) for data, fingerprint in self._variants.values()}.values():
+        for fingerprint, dataset in self._by_fingerprint().items():
             group = {request: requests[request] for request in missing if request.source == fingerprint}
             chosen = {request: request.indices() for request in group}
             if group:
@@ -144,12 +144,15 @@ class DataSide:
 
     def labels(self, request: FeatureRequest) -> torch.Tensor:
         """Labels [count, label_dim] of the images of a request."""
-        dataset = self.dataset()
-        return torch.from_numpy(np.stack([dataset.get_label(int(index)) for index in request.indices()]))
+        return torch.from_numpy(self._by_fingerprint()[request.source].get_labels(request.indices()))
 
     def image(self, request: FeatureRequest, number: int) -> torch.Tensor:
         """One of the images of a request, uint8 [C, H, W]."""
-        return torch.from_numpy(np.ascontiguousarray(self.dataset()[int(request.indices()[number])][0]))
+        return torch.from_numpy(np.ascontiguousarray(self._by_fingerprint()[request.source][int(request.indices()[number])][0]))
+
+    def _by_fingerprint(self) -> dict[str, Any]:
+        """Fingerprint -> data set; one where it has no flips, of which both variants are the same."""
+        return {fingerprint: dataset for dataset, fingerprint in self._variants.values()}
 
 
 class GeneratorSide:

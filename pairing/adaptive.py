@@ -67,7 +67,7 @@ class PairingController:
 
 
 class PairingWarmUp:
-    """Lets the pairing weight rise from 0, linearly, for G to have something to say before it is asked who made it.
+    """Lets the pairing weight rise linearly, final * min(images / (kimg * 1000), 1): at the start images do not tell their latents apart.
 
     Args:
         weight: scalar tensor, set in place; its value now is the one to arrive at.

@@ -29,7 +29,10 @@ class Data:
         return (image[:, :, ::-1] if index >= len(self.images) else image), self.get_label(index)
 
     def get_label(self, index):
-        return np.eye(self.label_dim, dtype=np.float32)[self.classes[index % len(self.images)]]
+        return self.get_labels(np.asarray([index]))[0]
+
+    def get_labels(self, indices):
+        return np.eye(self.label_dim, dtype=np.float32)[self.classes[indices % len(self.images)]]
 
     def get_details(self, index):
         return EasyDict(raw_idx=index % len(self.images), xflip=index >= len(self.images), raw_label=self.classes[index % len(self.images)])

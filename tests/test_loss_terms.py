@@ -123,7 +123,8 @@ AUGMENTED = [
     ("Dmain", "logistic", ["fake", "real"]),
     ("Dmain", "relativistic", ["fake", "real"]),
     ("Dreg", "logistic", ["fake", "real"]),
-    ("Dboth", "relativistic", ["fake", "real"]),
+    ("Dreg", "relativistic", ["fake", "real"]),
+    ("Dboth", "logistic", ["fake", "real", "fake", "real"]),
 ]
 
 

@@ -58,8 +58,8 @@ class Labels:
     def __len__(self):
         return self.count
 
-    def get_label(self, index):
-        return np.eye(self.label_dim, dtype=np.float32)[index % self.label_dim]
+    def get_labels(self, indices):
+        return np.eye(self.label_dim, dtype=np.float32)[indices % self.label_dim]
 
 
 def pixels(images):

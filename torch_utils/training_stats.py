@@ -43,11 +43,13 @@ def report(name: str, value: torch.Tensor | float) -> torch.Tensor | float:
 
 
 def report_grad_norm(name: str, x: torch.Tensor, gain: float) -> torch.Tensor:
-    """The same values on a path of their own. In a backward pass the norm of the gradient that comes back on it is reported, sample by sample.
+    """x itself; in the backward pass the L2 norm of the gradient of each sample's own loss at that sample is reported.
+
+    Only what is computed from the returned tensor counts. Weights of a term, such as lambda, stay in.
 
     Args:
         x: samples [N, ...].
-        gain: factor on the loss in that pass, which is a mean over the samples; both are taken out of the norms.
+        gain: factor on the loss, which is gain times a mean over the samples: each norm that arrives is multiplied by N / gain.
     """
 
     def report_norms(gradient: torch.Tensor) -> None:

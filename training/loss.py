@@ -132,47 +132,36 @@ class StyleGAN2Loss:
         with torch.no_grad():
             return self.run_G(z, c)[0]
 
-    def _report_real(self, logits: torch.Tensor) -> None:
+    def _judge_real(self, real_img, real_c) -> torch.Tensor:
+        logits = self.run_D(real_img, real_c)
         training_stats.report("Loss/scores/real", logits)
         training_stats.report("Loss/signs/real", logits.sign())
         if self.on_real_logits is not None:
             self.on_real_logits(logits)
+        return logits
 
-    def _discriminator(self, real_img, real_c, z, c, gain, main: bool, reg: bool) -> None:
-        r1, r2 = reg and self.r1_gamma > 0, reg and self.r2_gamma > 0
-        fake_img = fake_logits = None
-        if main or r2:
-            fake_img = self._fake_images(z, c).requires_grad_(r2)
-            fake_logits = self.run_D(fake_img, c)
-        if main:
-            training_stats.report("Loss/scores/fake", fake_logits)
-            training_stats.report("Loss/signs/fake", fake_logits.sign())
-        fake_loss = 0
-        if self.objective == "logistic" and fake_logits is not None:
+    def _discriminator_main(self, real_img, real_c, z, c, gain) -> None:
+        fake_logits = self.run_D(self._fake_images(z, c), c)
+        training_stats.report("Loss/scores/fake", fake_logits)
+        training_stats.report("Loss/signs/fake", fake_logits.sign())
+        if self.objective == "relativistic":
+            loss = objectives.relativistic_loss(winner_logits=self._judge_real(real_img, real_c), loser_logits=fake_logits)
+            training_stats.report("Loss/D/loss", loss)
+        else:
             # The two halves of the logistic loss part here: the graph of the fakes is freed before the reals are run.
             fake_loss = objectives.discriminator_fake_loss(fake_logits)
-            penalty = self._penalty("r2", fake_logits, fake_img, self.r2_gamma) if r2 else 0
-            (((fake_loss.mean() if main else 0) + penalty) * gain).backward()
-            fake_loss = fake_loss.detach()
-        terms = []
-        if self.objective == "relativistic" and r2:
-            terms.append(self._penalty("r2", fake_logits, fake_img, self.r2_gamma))
-        if main or r1:
-            real_img = real_img.detach().requires_grad_(r1)
-            real_logits = self.run_D(real_img, real_c)
-            self._report_real(real_logits)
-            if main and self.objective == "logistic":
-                real_loss = objectives.discriminator_real_loss(real_logits)
-                training_stats.report("Loss/D/loss", fake_loss + real_loss)
-                terms.append(real_loss.mean())
-            elif main:
-                pair_loss = objectives.relativistic_loss(winner_logits=real_logits, loser_logits=fake_logits)
-                training_stats.report("Loss/D/loss", pair_loss)
-                terms.append(pair_loss.mean())
-            if r1:
-                terms.append(self._penalty("r1", real_logits, real_img, self.r1_gamma))
-        if terms:
-            (sum(terms) * gain).backward()
+            (fake_loss.mean() * gain).backward()
+            loss = objectives.discriminator_real_loss(self._judge_real(real_img, real_c))
+            training_stats.report("Loss/D/loss", fake_loss.detach() + loss)
+        (loss.mean() * gain).backward()
+
+    def _discriminator_reg(self, real_img, real_c, z, c, gain) -> None:
+        if self.r2_gamma > 0:
+            fake_img = self._fake_images(z, c).requires_grad_()
+            (self._penalty("r2", self.run_D(fake_img, c), fake_img, self.r2_gamma) * gain).backward()
+        if self.r1_gamma > 0:
+            real_img = real_img.detach().requires_grad_()
+            (self._penalty("r1", self._judge_real(real_img, real_c), real_img, self.r1_gamma) * gain).backward()
 
     def _penalty(self, name: str, logits: torch.Tensor, img: torch.Tensor, gamma: float) -> torch.Tensor:
         penalty = objectives.gradient_penalty(logits, img)
@@ -199,7 +188,7 @@ class StyleGAN2Loss:
         gradient of one big batch (except that path length's mean, mode seeking and binary pairing see one round at a time).
 
         Args:
-            phase: one of `PHASES`; the networks that the phase does not train have requires_grad off.
+            phase: one of `PHASES` (Gboth and Dboth: main and reg, one after the other); the networks that it does not train have requires_grad off.
             real_img, real_c: real images [N, C, H, W] in -1..1 and labels [N, c_dim].
             gen_z, gen_c: latents [N, z_dim] and labels [N, c_dim] of the images to generate; the relativistic objective takes real_c for both, since
                 it compares a real and a generated image of one class.
@@ -220,10 +209,10 @@ class StyleGAN2Loss:
             self._generator_main(real_img, real_c, gen_z, gen_c, gain, full)
         if phase in ("Greg", "Gboth") and self.pl_weight > 0:
             self._generator_reg(gen_z, gen_c, gain)
-        if phase.startswith("D"):
-            main, reg = phase in ("Dmain", "Dboth"), phase in ("Dreg", "Dboth")
-            if main or (reg and (self.r1_gamma > 0 or self.r2_gamma > 0)):
-                self._discriminator(real_img, real_c, gen_z, gen_c, gain, main, reg)
+        if phase in ("Dmain", "Dboth"):
+            self._discriminator_main(real_img, real_c, gen_z, gen_c, gain)
+        if phase in ("Dreg", "Dboth"):
+            self._discriminator_reg(real_img, real_c, gen_z, gen_c, gain)
 
 
 def _first_half_twice(x: torch.Tensor) -> torch.Tensor:

@@ -106,7 +106,9 @@ class Options:
     pairing_width: int = _pairing(1, COUNT, "width of both towers of the pairing network, in multiples of its default")
     pairing_view: int | None = _pairing(None, COUNT, "edge of the images as P sees them, averaged down: a power of two from 8 on", shown="the data's")
     pairing_features: bool = _pairing(False, bool, "the pairing network sees the discriminator's features of an image instead of its pixels")
-    pairing_lr: float | None = _pairing(None, POSITIVE, "learning rate of the pairing network", shown="that of G")
+    pairing_lr: float | None = _pairing(
+        None, POSITIVE, "learning rate of the pairing network, times 4/5 as G's (lazy regularisation)", shown="that of G"
+    )
     pairing_gather: bool = _pairing(True, bool, "use the latents of all GPUs as negatives, not those of one alone")
     pairing_shuffle: bool = _pairing(False, bool, "control: the pairing network sees the latents in another order")
     pairing_extra: int = _pairing(0, click.IntRange(min=0), "negatives to draw besides the latents of the batch")

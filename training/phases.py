@@ -33,7 +33,10 @@ class Phase:
 def lazy_adam(
     groups: Sequence[dict], interval: int, betas: Sequence[float], eps: float, device: torch.device, capturable: bool = False
 ) -> torch.optim.Adam:
-    """Adam whose rates allow for a regularisation step every `interval` batches on top of each main step (StyleGAN2, appendix B).
+    """Adam for main steps with one more step of regularisation after every `interval` of them (StyleGAN2, appendix B).
+
+    With k = interval, rates are lr * k / (k + 1) and betas beta ** (k / (k + 1)), so that the additional step does not move the weights more. All
+    groups are scaled, also those that the regularisation does not touch.
 
     Args:
         groups: parameter groups, each with its 'params' and 'lr'.

@@ -175,7 +175,7 @@ class Trainer:
         broadcast_object(None)
 
     def save_snapshot(self) -> None:
-        """Writes all that belongs to a snapshot but its figures: those are made up for if the run ends before they are there."""
+        """Writes everything of a snapshot but its metrics, which `finish_snapshot` computes, in a continued run too if they are missing."""
         state, kimg = self.state, self.state.cur_nimg // 1000
         state.share_averages()
         if self.is_writer:
