@@ -30,7 +30,7 @@ from metrics.feature_cache import FeatureCache
 from metrics.feature_files import FeatureFile, check_feature_path, save_features
 from metrics.features import succeed_together
 from metrics.runs import OPTIONS_FILE, with_figures
-from metrics.sources import DataSide, FileSide, GeneratorSide, Images, PassOptions, Side, check_sizes
+from metrics.sides import DataSide, FileSide, GeneratorSide, Images, PassOptions, Side, check_sizes
 from torch_utils import distributed, slurm
 from torch_utils.distributed import broadcast_object
 from training.config import choose_device

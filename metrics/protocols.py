@@ -24,7 +24,7 @@ from metrics.latent_identification import latent_identification
 from metrics.nearest import nearest_distances
 from metrics.perceptual_path_length import PATH_LENGTHS, perceptual_path_length
 from metrics.prdc import prdc_of_balls
-from metrics.sources import SELECTION_SEED, GeneratorSide
+from metrics.sides import SELECTION_SEED, GeneratorSide
 
 PROBE_STEPS, PROBE_BATCH, PROBE_HELD_OUT = 2000, 64, 160
 

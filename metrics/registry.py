@@ -1,6 +1,6 @@
 """From metric names to result lines: checks the names, plans the fewest passes that serve all of them, runs these, and records the protocol.
 
-The entries themselves are in `metrics.protocols`, the two sides of a comparison in `metrics.sources`, the lines on disk in `metrics.report`.
+The entries themselves are in `metrics.protocols`, the two sides of a comparison in `metrics.sides`, the lines on disk in `metrics.report`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from metrics.feature_cache import FeatureCache
 from metrics.features import succeed_together
 from metrics.prdc import coverage_ceiling
 from metrics.protocols import ALIASES, METRICS, Inputs, Protocol
-from metrics.sources import DataSide, FeatureRequest, FileSide, GeneratorSide, PassOptions, Side, check_sizes, has_flips
+from metrics.sides import DataSide, FeatureRequest, FileSide, GeneratorSide, PassOptions, Side, check_sizes, has_flips
 from torch_utils.distributed import broadcast_object, gather_objects, rank, world_size
 
 

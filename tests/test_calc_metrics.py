@@ -19,7 +19,7 @@ from PIL import Image
 import calc_metrics
 from dnnlib import UserError
 from metrics.detectors import trust_detector
-from metrics.sources import selection
+from metrics.sides import selection
 from torch_utils.checkpoint import save_networks
 from training import metric_sides
 from training.networks import Generator, network_record

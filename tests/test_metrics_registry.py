@@ -10,7 +10,7 @@ import torch
 from metric_parts import Data, TinyGenerator, results, write_detectors
 
 from dnnlib import UserError, download
-from metrics import compute_prdc, feature_cache, frechet_distance, nearest_distances, protocols, registry, report, sources
+from metrics import compute_prdc, feature_cache, frechet_distance, nearest_distances, protocols, registry, report, sides
 from metrics.detectors import embedded, get_detector
 from metrics.features import GeneratorSource
 
@@ -130,7 +130,7 @@ def test_a_cap_takes_the_first_real_images_or_a_fixed_random_choice(measure, mon
     """StyleGAN2-ADA's own metrics take the first; the others must not, since a data set may be sorted by class."""
     monkeypatch.setitem(protocols.METRICS, name, dataclasses.replace(protocols.METRICS[name], max_real=30))
     data, part = Data(), Data()
-    chosen = sources.selection(30, len(data) if name == "fid10k" else None)
+    chosen = sides.selection(30, len(data) if name == "fid10k" else None)
     assert len(set(chosen.tolist())) == 30 and (chosen.max() == 29) == (name == "fid50k")
     part.images = part.images[chosen]
     whole = measure(name, dataset=data, G=TinyGenerator(c_dim=0))[0]

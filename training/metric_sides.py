@@ -1,6 +1,6 @@
 """The sides of a measurement out of what a user names: networks with the data they were trained on, run directories, images, feature files.
 
-What a side gives to a metric is the business of `metrics.sources`; options and screen are that of calc_metrics.py.
+What a side gives to a metric is the business of `metrics.sides`; options and screen are that of calc_metrics.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from dnnlib import EasyDict, UserError, download
 from metrics.feature_files import is_feature_file, load_features
-from metrics.sources import DataSide, FileSide, GeneratorSide, Side
+from metrics.sides import DataSide, FileSide, GeneratorSide, Side
 from training.dataset import ImageFolderDataset, data_to_compare
 from training.networks import load_network
 from training.run_files import BEST_LINK

@@ -23,7 +23,7 @@ from metrics.collision import near_share
 from metrics.detectors import Detector, get_detector
 from metrics.feature_cache import FeatureCache
 from metrics.perceptual_path_length import great_circle
-from metrics.sources import DataSide, PassOptions
+from metrics.sides import DataSide, PassOptions
 from training.dataset import ImageFolderDataset
 from training.images import to_pil
 from training.networks import Generator

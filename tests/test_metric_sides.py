@@ -12,7 +12,7 @@ import torch
 from metric_parts import Data, TinyGenerator, results, write_detectors
 
 from dnnlib import UserError
-from metrics import compute_prdc, frechet_distance, protocols, registry, report, sources
+from metrics import compute_prdc, frechet_distance, protocols, registry, report, sides
 from metrics.classwise import classwise_coverage
 from metrics.collectors import Rows
 from metrics.collision import collision, near_share, typical_radius
@@ -21,7 +21,7 @@ from metrics.feature_cache import FeatureCache
 from metrics.feature_files import FeatureFile, is_feature_file, load_features, save_features
 from metrics.latent_identification import latent_identification
 from metrics.perceptual_path_length import perceptual_path_length
-from metrics.sources import DataSide, FileSide, GeneratorSide, PassOptions
+from metrics.sides import DataSide, FileSide, GeneratorSide, PassOptions
 from training.networks import Generator
 
 CPU = torch.device("cpu")
@@ -120,7 +120,7 @@ def test_two_data_sets_are_compared_by_their_features(compare, features):
     closed = compute_prdc(*rows, 3, closed=True)
     assert (found["pr50k3_full_precision"], found["pr50k3_full_recall"]) == (closed["precision"], closed["recall"])
     # As many real images as there are others, so that the ceiling is that of equal numbers.
-    chosen = sources.selection(120, 150)
+    chosen = sides.selection(120, 150)
     assert {name: found[f"prdc50k3_{name}"] for name in closed} == compute_prdc(rows[0][torch.from_numpy(chosen)], rows[1], 3)
 
 
@@ -313,7 +313,7 @@ def test_figures_per_class_are_those_of_the_labels(compare, features):
     real, fake = Data(), Data(count=140, seed=1)
     found = flat(compare("coverage_classwise", "fid10k_classwise", real=data_side(real), fake=data_side(fake)))
     rows = [features(data) for data in (real, fake)]
-    chosen = sources.selection(140, 150)
+    chosen = sides.selection(140, 150)
     expected = classwise_coverage(rows[0][torch.from_numpy(chosen)], real.classes[chosen], rows[1], fake.classes, 3)
     assert {f"coverage_classwise{suffix}": value for suffix, value in expected.items()}.items() <= found.items()
     assert {f"fid10k_classwise{suffix}" for suffix in ("_class0", "_class1", "_class2", "_mean")} <= set(found)
