@@ -198,8 +198,8 @@ def test_saved_features_give_the_figures_of_the_images(compare, saved):
     real, fake = Data(), Data(count=120, seed=1)
     names = ["fid50k_full", "kid50k_full", "prdc50k3", "coverage_classwise"]
     expected = flat(compare(*names, real=data_side(real), fake=data_side(fake)))
-    for sides in ((saved(real), data_side(fake)), (data_side(real), saved(fake)), (saved(real), saved(fake, "other"))):
-        assert flat(compare(*names, real=sides[0], fake=sides[1])) == pytest.approx(expected, rel=1e-9)
+    for pair in ((saved(real), data_side(fake)), (data_side(real), saved(fake)), (saved(real), saved(fake, "other"))):
+        assert flat(compare(*names, real=pair[0], fake=pair[1])) == pytest.approx(expected, rel=1e-9)
 
 
 def test_files_alone_need_no_detector(saved, scripts):
