@@ -150,6 +150,7 @@ def _rank_main(rank, store, output):
         identify(G, steps=1, held_out=2)
     except UserError as error:
         pathlib.Path(output, f"error{rank}").write_text(str(error))
+    torch.distributed.barrier()  # a rank that goes while the other still talks to it may abort
     torch.distributed.destroy_process_group()
 
 
