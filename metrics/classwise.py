@@ -86,7 +86,9 @@ def classwise_coverage(
     return _figures(_by_class(real_rows, real_labels, fake_rows, fake_labels, at_least=nearest_k + 1), coverage, worst=min)
 
 
-def _by_class(real_rows: Any, real_labels: Any, fake_rows: Any, fake_labels: Any, at_least: int) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+def _by_class(
+    real_rows: Any, real_labels: Any, fake_rows: Any, fake_labels: Any, at_least: int
+) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """{class: (real rows, fake rows)} in rising order, each side with at least `at_least` rows."""
     sides = []
     for name, rows, labels in (("real", real_rows, real_labels), ("fake", fake_rows, fake_labels)):

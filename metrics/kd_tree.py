@@ -43,7 +43,9 @@ def k_nearest(points: PointSet, k: int) -> torch.Tensor:
     return nearest
 
 
-def near_pairs(a: PointSet, a_bounds: torch.Tensor, b: PointSet, b_bounds: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def near_pairs(
+    a: PointSet, a_bounds: torch.Tensor, b: PointSet, b_bounds: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """As `neighbours.near_pairs`."""
     a_rows, b_rows = _scaled(a), _scaled(b)
     a_limits, b_limits = (bounds.amax(dim=0).to(torch.float64) for bounds in (a_bounds, b_bounds))

@@ -22,7 +22,7 @@ def wait(name, key):
 '''
 TRAIN = (
     STAND_IN
-    + """
+    + '''
 if "continue-run" in given:
     run = pathlib.Path(given["continue-run"])
     note("continue", run.parent.name)
@@ -50,11 +50,11 @@ if (here / f"fail-{key}").exists():
     sys.exit(2)
 (run / f"network-snapshot-{kimg:06d}.safetensors").write_text("")
 (run / f"training-state-{kimg:06d}.pt").write_text("")
-"""
+'''
 )
 MEASURE = (
     STAND_IN
-    + """
+    + '''
 if sys.argv[1] == "show":
     note("look", pathlib.Path(given["fake"]).parent.parent.name)
     pathlib.Path(given["out"] + "-uncovered.png").write_text("")
@@ -77,7 +77,7 @@ for snapshot in snapshots:
         line = {"results": {name + end: value(key, name + end, kimg) for end in ends}, "metric": name, "snapshot_pkl": snapshot.name}
         with open(run / f"metric-{name}.jsonl", "a") as handle:
             handle.write(json.dumps(line | {"protocol": {"detector": given["detector"]}}) + "\\n")
-"""
+'''
 )
 VALUES = '''
 def value(key, figure, kimg):

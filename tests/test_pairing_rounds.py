@@ -25,7 +25,9 @@ def accumulate(rounds, samples=8, **options):
     return flat(G), flat(P), float(sum(seen)) / rounds
 
 
-@pytest.mark.parametrize("options", [{}, {"pairing_space": "w"}, {"pairing_shuffle": True}, {"pairing_space": "w", "objective": "relativistic"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"pairing_space": "w"}, {"pairing_shuffle": True}, {"pairing_space": "w", "objective": "relativistic"}]
+)
 def test_rounds_give_the_pairing_gradients_of_one_big_batch(options):
     for one, other in zip(accumulate(1, **options), accumulate(4, **options)):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)

@@ -102,16 +102,13 @@ def test_it_renders(browser, page, dark):
 def test_text_stands_out_from_its_ground(browser, page, dark):
     """Contrast of at least 4.5 between text and what is behind it (WCAG 2.1 AA), method names in charts among them."""
     browser.open(page, dark=dark)
-    colours = look(
-        browser,
-        """all('p, li, dt, dd, th, td, a, code, small, label, output, strong, span, text').filter(
+    colours = look(browser, """all('p, li, dt, dd, th, td, a, code, small, label, output, strong, span, text').filter(
         e => e.getClientRects().length && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())).map(e => {
           let ground = e;
           while (ground && getComputedStyle(ground).backgroundColor === 'rgba(0, 0, 0, 0)') ground = ground.parentElement;
           const style = getComputedStyle(e);
           return [e instanceof SVGElement ? style.fill : style.color, getComputedStyle(ground).backgroundColor, e.textContent.trim().slice(0, 30)];
-        })""",
-    )
+        })""")
     assert len(colours) > 100
     assert [row for row in colours if contrast(row[0], row[1]) < 4.5] == []
 
@@ -191,11 +188,8 @@ def test_it_fits_a_narrow_window(browser, page, width):
     assert look(browser, "Math.max(...all('tr').map(row => row.getBoundingClientRect().height))") < 200  # no cell is squeezed
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     assert look(browser, TOO_WIDE) == []
-    sizes = look(
-        browser,
-        """all('.chart text').map(
-        t => parseFloat(getComputedStyle(t).fontSize) * t.ownerSVGElement.getBoundingClientRect().width / t.ownerSVGElement.viewBox.baseVal.width)""",
-    )
+    sizes = look(browser, """all('.chart text').map(
+        t => parseFloat(getComputedStyle(t).fontSize) * t.ownerSVGElement.getBoundingClientRect().width / t.ownerSVGElement.viewBox.baseVal.width)""")
     assert min(sizes) > (7 if width < 390 else 9)
     if width < 600:
         assert look(browser, "Math.min(...all('button, select').map(b => b.getBoundingClientRect().height))") >= 30

@@ -20,7 +20,7 @@ from experiments.report.signals import MOST_POINTS, signals_of
 from experiments.report.studies import collect, find_studies
 from metrics.runs import direction
 
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;</td>"
+HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(2)>&amp;</td>'
 LOADS = {"src", "href", "data", "srcset", "poster", "action", "background", "xlink:href"}
 
 

@@ -1,6 +1,6 @@
 """What native ops need, what of it is here, and whether they run:
 
-python -m torch_utils.doctor [--build]
+    python -m torch_utils.doctor [--build]
 """
 
 from __future__ import annotations

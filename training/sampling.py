@@ -97,8 +97,8 @@ class Renderer:
     def _synthesize(self, ws: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Starts to make images of ws [N, num_ws, w_dim]; the result waits for them and gives uint8 [N, C, H, W] on the CPU."""
         images = self.G.synthesis(ws.to(self.device, non_blocking=True), noise_mode=self.noise_mode)
-        finite, pixels = (part.to("cpu", non_blocking=True) for part in (images.isfinite().all(), to_uint8(images)))
-        copied = torch.cuda.Event() if self.device.type == "cuda" else None
+        copied = torch.cuda.Event() if self.device.type == "cuda" else None  # other devices' copies are there when they return
+        finite, pixels = (part.to("cpu", non_blocking=copied is not None) for part in (images.isfinite().all(), to_uint8(images)))
         if copied is not None:
             copied.record()
 

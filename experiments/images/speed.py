@@ -131,7 +131,8 @@ class Speed:
         to_measure = max((state.snapshots if state.finished else run.snapshots) - state.measured, 0)
         ends = int(bool(run.end_metrics) and not (state.finished and state.end_measured))
         parts = [
-            _times(number, self.measuring.get(metric_class(run, metrics))) for number, metrics in ((to_measure, run.metrics), (ends, run.end_metrics))
+            _times(number, self.measuring.get(metric_class(run, metrics)))
+            for number, metrics in ((to_measure, run.metrics), (ends, run.end_metrics))
         ]
         return Left(_times(to_train, self.training.get(self.kind(run))), None if None in parts else sum(parts))
 

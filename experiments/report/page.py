@@ -1,7 +1,7 @@
 """The report of runs and tables: report.html, which needs nothing but itself, and report.md and report.json with the same content.
 
-make_page(tables, runs, pathlib.Path("results/cifar10"))
-make_page([], runs, pathlib.Path("compared"))
+    make_page(tables, runs, pathlib.Path("results/cifar10"))
+    make_page([], runs, pathlib.Path("compared"))
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class Extent:
 
     @property
     def aspect(self) -> str:
-        """ "equal", unless the target is so thin that its inside would not be seen."""
+        """"equal", unless the target is so thin that its inside would not be seen."""
         ratio = (self.y[1] - self.y[0]) / (self.x[1] - self.x[0])
         return "equal" if 0.5 <= ratio <= 2 else "auto"
 

@@ -102,7 +102,9 @@ class ToRGBLayer(nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """[N, in, H, W] and w [N, w_dim] -> [N, out, H, W]."""
         styles = self.affine(w) * self.weight_gain
-        return modulated_conv2d(x, self.weight, styles, padding=self.weight.shape[-1] // 2, demodulate=False, bias=self.bias, clamp=self.conv_clamp)
+        return modulated_conv2d(
+            x, self.weight, styles, padding=self.weight.shape[-1] // 2, demodulate=False, bias=self.bias, clamp=self.conv_clamp
+        )
 
 
 class SynthesisBlock(nn.Module):
