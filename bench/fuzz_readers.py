@@ -24,6 +24,7 @@ from PIL import Image
 
 from bench import fuzz_inputs as inputs
 from bench.fuzz_samples import EDGE, HostileDetector, PlainDetector, as_persistent, labels_of, pickled, pictures_of_noise, tiny_networks
+from bench.tensorflow_files import file_of as tensorflow_file
 from dnnlib import UserError
 from experiments.images import plan, results, run_state, speed
 from experiments.paper.results import read_result
@@ -119,6 +120,11 @@ def _pickle(reader: Reader) -> Parts:
     content = {name: as_persistent(module) for name, module in tiny_networks().items()} | {"training_set_kwargs": {"path": "/x.zip"}}
     hostile = inputs.hostile_calls(f"touch {reader.canary}", str(reader.canary))
     return [pickled(content)], lambda r, data: inputs.odd_pickle(r, data, hostile), load_network
+
+
+def _tensorflow(reader: Reader) -> Parts:
+    hostile = inputs.hostile_calls(f"touch {reader.canary}", str(reader.canary))
+    return [tensorflow_file(labels=2), tensorflow_file(protocol=5)], lambda r, data: inputs.odd_pickle(r, data, hostile), load_network
 
 
 def _state(reader: Reader) -> Parts:
@@ -378,6 +384,7 @@ def _result_files(reader: Reader) -> Parts:
 
 FILES = {
     "network pickle": "network.pkl",
+    "TensorFlow pickle": "tensorflow.pkl",
     "snapshot": "network.safetensors",
     "training state": "training-state-000001.pt",
     "data set zip": "set.zip",
@@ -398,6 +405,7 @@ FILES = {
 }
 _MAKERS: dict[str, Callable[[Reader], Parts]] = {
     "network pickle": _pickle,
+    "TensorFlow pickle": _tensorflow,
     "snapshot": _snapshot,
     "training state": _state,
     "data set zip": _zip,

@@ -256,7 +256,6 @@ def test_strided_windows_and_empty_tensors():
         ({"G": module("Generator", kwargs={"z_dim": b"bytes"})}, "bytes"),
         ({"H": generator()}, "none of the networks"),
         ([1, 2], "list"),
-        (Call("dnnlib.tflib.network.Network"), "dnnlib.tflib.network.Network"),
         (Call("torch_utils.persistence._reconstruct_persistent_obj", {"class_name": 3}), "_Module"),
         ({"G": Call("torch_utils.persistence._reconstruct_persistent_obj", {"class_name": 3})}, "class name"),
         ({"G": Call("torch_utils.persistence._reconstruct_persistent_obj", {"class_name": "Generator"})}, "state"),

@@ -1,4 +1,5 @@
-"""Network files of StyleGAN2-ADA and StyleGAN3 (`--cfg=stylegan2`), read as data: class names, constructor arguments, tensors.
+"""Network files of StyleGAN2-ADA and StyleGAN3 (`--cfg=stylegan2`), read as data: class names, constructor arguments, tensors. Those of the
+TensorFlow versions of StyleGAN2 and StyleGAN2-ADA are handed on to torch_utils.tensorflow_networks.
 
 Such a .pkl holds source text and asks the reader to run it. Here nothing of it runs: torch_utils.safe_pickle reads the structure,
 the builders below turn the few names that these files need into plain records, and every other name is refused. This
@@ -8,24 +9,23 @@ module knows no network class; training.networks builds modules from the records
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from dnnlib import UserError
 from torch_utils.checkpoint import NetworkRecord
+from torch_utils.pickle_builders import Builders
 from torch_utils.safe_pickle import PickleMachine, RefusedPickle
-from torch_utils.torch_files import read_storage
+from torch_utils.tensorflow_networks import TENSORFLOW_NETWORK, TensorFlowNetwork, tensorflow_records
 
 MAX_DEPTH = 32
 MAX_ENTRIES = 200_000
-MAX_COUNT = 2**40  # of numbers in a tensor, and along an axis of it
 
+RECONSTRUCT = "torch_utils.persistence._reconstruct_persistent_obj"
 NETWORKS = {"G": "Generator", "D": "Discriminator", "G_ema": "Generator"}
 CLASS_MODULES = {"Generator": "training.networks", "Discriminator": "training.networks", "AugmentPipe": "training.augment"}
 POSITIONAL = {
@@ -71,11 +71,10 @@ _ALLOWED = {
     "block_kwargs": frozenset(["activation", "resample_filter", "freeze_layers", "fp16_channels_last"]),
     "epilogue_kwargs": frozenset(["mbstd_group_size", "mbstd_num_channels", "activation"]),
 }
-_DTYPES = frozenset(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"])
 
 
 def read_pickle(source: str | os.PathLike | bytes) -> tuple[dict[str, NetworkRecord], dict[str, Any]]:
-    """Reads a network .pkl of StyleGAN2-ADA, or of StyleGAN3 trained with `--cfg=stylegan2`, without running anything from it.
+    """Reads a network .pkl of StyleGAN2 or StyleGAN2-ADA, or of StyleGAN3 trained with `--cfg=stylegan2`, without running anything from it.
 
     Arguments that the file leaves to the defaults of the code that wrote it (they differ between the two) are filled in
     from the stored layers, so that the record says what the network is.
@@ -93,11 +92,12 @@ def read_pickle(source: str | os.PathLike | bytes) -> tuple[dict[str, NetworkRec
     """
     data, shown = _read_bytes(source)
     try:
-        content = PickleMachine(_Builders(len(data)).table()).load(data)
+        table = Builders(len(data)).table() | {RECONSTRUCT: _Module, TENSORFLOW_NETWORK: TensorFlowNetwork}
+        content = PickleMachine(table).load(data)
         return _interpret(content)
     except RefusedPickle as error:
         raise UserError(
-            f"{shown} {error}; a network file of StyleGAN2-ADA (or StyleGAN3 --cfg=stylegan2) is expected, nothing of it was run"
+            f"{shown} {error}; a network file of StyleGAN2, StyleGAN2-ADA or StyleGAN3 --cfg=stylegan2 is expected, nothing of it was run"
         ) from error
 
 
@@ -139,109 +139,10 @@ class _Module:
         return group
 
 
-class _Dtype:
-    """A numpy number type: its code, and its byte order once the pickle has told."""
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        if not isinstance(code, str) or code not in _DTYPES:
-            raise RefusedPickle("holds a numpy number of an unknown type")
-        self.code, self.order = code, "="
-
-    def set_state(self, state: Any) -> None:
-        """Takes the byte order out of numpy's state tuple."""
-        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
-        if order not in ("<", ">", "=", "|"):
-            raise RefusedPickle("holds a numpy number type of unknown byte order")
-        self.order = order
-
-
-@dataclasses.dataclass
-class _Storage:
-    """The memory of a tensor, all of it as one row of numbers."""
-
-    flat: torch.Tensor
-
-
-class _Builders:
-    """What the names in a network file stand for. No file may make more tensor bytes than it is long."""
-
-    def __init__(self, file_size: int) -> None:
-        self._storage_budget = file_size
-        self._tensor_budget = file_size
-
-    def table(self) -> dict[str, Callable[..., Any]]:
-        """Builders by full name."""
-        return {
-            "collections.OrderedDict": _empty_dict,
-            "dnnlib.util.EasyDict": _empty_dict,
-            "builtins.set": _small_set,
-            "torch_utils.persistence._reconstruct_persistent_obj": _Module,
-            "torch.storage._load_from_bytes": self.storage,
-            "torch._utils._rebuild_tensor_v2": self.tensor,
-            "torch._utils._rebuild_parameter": _parameter,
-            "numpy.dtype": _Dtype,
-            "numpy.core.multiarray.scalar": _numpy_scalar,
-            "numpy._core.multiarray.scalar": _numpy_scalar,
-        }
-
-    def storage(self, data: Any) -> _Storage:
-        """The stored memory."""
-        if not isinstance(data, bytes):
-            raise RefusedPickle("holds a tensor without its bytes")
-        self._storage_budget -= len(data)
-        if self._storage_budget < 0:
-            raise RefusedPickle("unfolds the same bytes into more tensors than it is long")
-        try:
-            return _Storage(read_storage(data))
-        except RefusedPickle as error:
-            raise RefusedPickle(f"holds a tensor whose bytes are damaged or hold something else: that {error}") from error
-
-    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch.Tensor:
-        """A tensor with its own contiguous memory."""
-        if not isinstance(storage, _Storage) or not _are_counts(size) or not _are_counts(stride) or not _are_counts((offset,)):
-            raise RefusedPickle("describes a tensor by something else than memory, offset, shape and strides")
-        if len(size) != len(stride) or len(size) > 8:
-            raise RefusedPickle("describes a tensor whose shape and strides do not match")
-        flat, count = storage.flat, math.prod(size)
-        self._tensor_budget -= count * flat.element_size()
-        last = offset + sum((extent - 1) * step for extent, step in zip(size, stride)) if count else -1
-        # An empty tensor may not have the other extents of one that no memory could hold: torch multiplies them.
-        if self._tensor_budget < 0 or last >= flat.numel() or math.prod(max(extent, 1) for extent in size) >= MAX_COUNT:
-            raise RefusedPickle("describes a tensor larger than its memory")
-        return flat.as_strided(size, stride, offset if count else 0).clone(memory_format=torch.contiguous_format)
-
-
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, tuple) and all(type(value) is int and 0 <= value < MAX_COUNT for value in values)
-
-
-def _empty_dict() -> dict:
-    return {}
-
-
-def _small_set(items: Any = ()) -> set:
-    if not isinstance(items, list | tuple) or len(items) > 100 or not all(isinstance(item, str | int) for item in items):
-        raise RefusedPickle("holds a set of something else than a few names")
-    return set(items)
-
-
-def _parameter(tensor: Any, *_: Any) -> torch.Tensor:
-    if not isinstance(tensor, torch.Tensor):
-        raise RefusedPickle("holds a parameter that is not a tensor")
-    return tensor
-
-
-def _numpy_scalar(dtype: Any, data: Any) -> int | float | bool:
-    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
-        raise RefusedPickle("holds a damaged numpy number")
-    number_type = np.dtype(dtype.code).newbyteorder(dtype.order)
-    if len(data) != number_type.itemsize:
-        raise RefusedPickle("holds a numpy number of the wrong length")
-    return np.frombuffer(data, number_type)[0].item()
-
-
 def _interpret(content: Any) -> tuple[dict[str, NetworkRecord], dict[str, Any]]:
     """Records and meta from the object on top of the pickle."""
+    if isinstance(content, tuple) and content and all(isinstance(network, TensorFlowNetwork) for network in content):
+        return tensorflow_records(content), {"training_set_kwargs": None, "augment_pipe": None}
     if not isinstance(content, dict):
         raise RefusedPickle(f"holds a {type(content).__name__}, not a table of networks")
     records = {}

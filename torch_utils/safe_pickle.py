@@ -33,6 +33,7 @@ _LITERALS = frozenset(
         "BINBYTES",
         "SHORT_BINBYTES",
         "BINBYTES8",
+        "BYTEARRAY8",
     ]
 )
 _CONSTANTS: dict[str, Callable[[], Any]] = {
