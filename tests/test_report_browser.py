@@ -4,6 +4,7 @@ Without a Chromium or Chrome these tests are skipped. On Debian and Ubuntu: apt 
 """
 
 import math
+import pathlib
 
 import pytest
 from headless_browser import Browser, complaints, find_browser
@@ -12,6 +13,7 @@ from report_runs import CLAIMS, FIGURES, KIMG, make_table, write_run, write_runs
 from experiments.report.page import make_page
 
 PROGRAM = find_browser()
+RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results"
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium or Chrome here; set BROWSER_FOR_TESTS to the path of one")
 
 # Expressions for `look`, which gives them all(selector, root), seen(element) and middle(element).
@@ -240,6 +242,17 @@ def test_it_stands_without_a_script(browser, page):
     assert look(browser, "all('.plane .dot title').length") == 2 * 3 * len(KIMG)
     for point, dots in zip(look(browser, POINTS), look(browser, DOTS), strict=True):
         assert math.dist(point, dots[-1]) < 1.0
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-fp32"])
+def test_no_table_of_our_own_pages_is_cut_in_print(browser, name):
+    browser.open(RESULTS / name / "report.html", width=718)  # an A4 page without its margins
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert look(browser, "all('table.numbers').length") > 0
+        assert look(browser, "all('table').filter(t => t.getBoundingClientRect().right > innerWidth).map(t => t.outerHTML.slice(0, 300))") == []
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
 
 
 def test_it_says_everything_with_images_off(page):
