@@ -107,7 +107,7 @@ def leaving_nothing() -> Iterator[None]:
 def print_summary(dest: str, summary: Summary, label_names: list[str]) -> None:
     """Says on stdout what was written, with the number of images per class."""
     left_out = f", {summary.left_out} too small and left out" if summary.left_out else ""
-    click.echo(f"{dest}: {summary.written} images, {summary.edge}x{summary.edge} {summary.mode}{left_out}")
+    click.echo(f"{dest}: {summary.written} images, {summary.size[0]}x{summary.size[1]} {summary.mode}{left_out}")
     if summary.wide:
         click.echo(f"  {summary.wide} of 16 bits, of which the upper 8 were kept; their largest value is {summary.peak:,} of {WIDE_RANGE - 1:,}")
     counts = Counter(label for label in summary.labels if isinstance(label, int))

@@ -68,7 +68,7 @@ def _report(G: Generator, path: pathlib.Path, worst: float | None) -> None:
         else f"differ from the network's by {worst:.1e} at most"
     )
     inputs = [f"{name} [N, {value.shape[1]}]" if value.ndim else f"{name} (a number)" for name, value in example(G, 1, 1.0).items()]
-    print(f"wrote {path} ({size:.1f} MiB): {', '.join(inputs)} -> images [N, {G.img_channels}, {G.img_resolution}, {G.img_resolution}]")
+    print(f"wrote {path} ({size:.1f} MiB): {', '.join(inputs)} -> images [N, {G.img_channels}, {G.img_size[0]}, {G.img_size[1]}]")
     print(f"its images {found}")
 
 

@@ -81,11 +81,11 @@ def main(**options) -> None:
     check_truncation(opts.trunc, G)
     sheet = None
     if opts.grid is not None:
-        sheet = plan_sheet(None if opts.grid == "auto" else opts.grid, opts.seeds, opts.class_index, G.c_dim, G.img_resolution)
+        sheet = plan_sheet(None if opts.grid == "auto" else opts.grid, opts.seeds, opts.class_index, G.c_dim, G.img_size)
     outdir = writable_folder(opts.outdir)
     if opts.walk is not None:
         writable_folder(outdir / opts.walk if _is_folder(opts.walk) else (outdir / opts.walk).parent, "--walk")
-    renderer = Renderer(G, device, opts.batch or default_batch(G.img_resolution, device), opts.trunc, opts.noise_mode)
+    renderer = Renderer(G, device, opts.batch or default_batch(G.img_size, device), opts.trunc, opts.noise_mode)
     if ws is not None:
         _write_files(renderer.render(ws, range(len(ws))), [outdir / f"proj{index:02d}.png" for index in range(len(ws))])
     elif sheet is not None:

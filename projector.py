@@ -17,7 +17,7 @@ from metrics.detectors import trust_detector
 from torch_utils.pixels import from_uint8
 from training.config import choose_device
 from training.generator_cli import chosen_class, load_generator, progress, writable_folder
-from training.image_store import load_pixels, open_image, upright
+from training.image_store import central_part, load_pixels, open_image, upright
 from training.images import PIL_MODES, check_animation_path, enlarge, save_png, write_animation
 from training.networks import Generator
 from training.options import DEVICES
@@ -68,7 +68,7 @@ def main(**options) -> None:
             bar.update()
 
         found = project(G, target, distance, c, Settings(num_steps=opts.num_steps, seed=opts.seed), advance)
-    renderer = Renderer(G, device, default_batch(G.img_resolution, device))
+    renderer = Renderer(G, device, default_batch(G.img_size, device))
     seconds = time.monotonic() - start
     _save(found, picture, renderer, outdir)
     print(f"projected in {seconds:.1f} seconds: {distance.name} distance {found.distances[-1]:.4f}, {found.distances[0]:.4f} at the start")
@@ -89,7 +89,7 @@ def _trust(distance: str) -> None:
 
 
 def read_target(path: str, G: Generator) -> torch.Tensor:
-    """The middle square of a picture, at the size and with the channels of a network: uint8 [C, R, R].
+    """The middle of a picture, in the shape, at the size and with the channels of a network: uint8 [C, H, W].
 
     A picture of another size is cropped and resampled (Lanczos), as StyleGAN2-ADA does, and that is said.
 
@@ -104,18 +104,19 @@ def read_target(path: str, G: Generator) -> torch.Tensor:
         raise UserError(f"--target={path} has more than 8 bits per channel (mode {image.mode}); save it as an ordinary PNG or JPEG")
     load_pixels(image, path)
     image = upright(image)
-    size, resolution = image.size, G.img_resolution
+    wanted = G.img_size[1], G.img_size[0]
+    width, height = image.size
     if image.has_transparency_data and "A" not in PIL_MODES[G.img_channels]:
         print(f"note: {path} has transparency, which the network has not; the colours stored beneath it are projected")
     try:
         image = image.convert(PIL_MODES[G.img_channels])
     except ValueError as error:
         raise UserError(f"--target={path} cannot be used ({error}); save it as an RGB PNG or JPEG") from error
-    if size != (resolution, resolution):
-        edge, (width, height) = min(size), size
-        left, top = (width - edge) // 2, (height - edge) // 2
-        print(f"note: {path} is {width}x{height} pixels; its middle {edge}x{edge} is resampled to the network's {resolution}x{resolution}")
-        image = image.crop((left, top, left + edge, top + edge)).resize((resolution, resolution), PIL.Image.Resampling.LANCZOS)
+    if image.size != wanted:
+        image = central_part(image, *wanted)
+        middle = f"its middle {image.width}x{image.height}"
+        print(f"note: {path} is {width}x{height} pixels; {middle} is resampled to the network's {wanted[0]}x{wanted[1]}")
+        image = image.resize(wanted, PIL.Image.Resampling.LANCZOS)
     pixels = np.array(image, dtype=np.uint8)
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
 

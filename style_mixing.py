@@ -43,7 +43,7 @@ def main(**options) -> None:
     check_truncation(opts.trunc, G)
     styles = _layers(opts.styles, G.num_ws)
     outdir = writable_folder(opts.outdir)
-    renderer = Renderer(G, device, default_batch(G.img_resolution, device), opts.trunc, opts.noise_mode)
+    renderer = Renderer(G, device, default_batch(G.img_size, device), opts.trunc, opts.noise_mode)
     z = seed_latents(seeds, G.z_dim)
     ws = dict(zip(seeds, renderer.map(z, one_hot([opts.class_index] * len(z), G.c_dim))))
     # What a row and a column of the same seed give is the image of that seed.

@@ -64,7 +64,7 @@ def compare_ways(G: torch.nn.Module, device: torch.device, ways: dict[str, Way],
 def measure(cfg: str, resolution: int, precision: str, device: torch.device, batch: int | None, images: int | None, repeats: int) -> EasyDict:
     """The benchmark's figures."""
     G = build_generator(cfg, resolution, precision, device)
-    batch = batch or default_batch(resolution, device)
+    batch = batch or default_batch((resolution, resolution), device)
     images = images or 2 * batch
     few = max(images // batch, 8)  # one at a time, a few tell the rate
     ways = {

@@ -95,7 +95,7 @@ def measure(G: torch.nn.Module, images: np.ndarray, classes: np.ndarray, samples
     Raises:
         UserError: generator and data set differ in classes or image shape.
     """
-    made = G.c_dim, [G.img_channels, G.img_resolution, G.img_resolution]
+    made = G.c_dim, [G.img_channels, *G.img_size]
     real = int(classes.max()) + 1, list(images.shape[1:])
     if made != real:
         raise UserError(f"--network makes {made[0]} classes of images {made[1]}, --data holds {real[0]} classes of {real[1]}; give its own")

@@ -15,6 +15,7 @@ from typing import Any
 
 from dnnlib import UserError
 from metrics.runs import OPTIONS_FILE, direction, read_options
+from torch_utils.image_size import written_size
 from training.alarm import Setting, find_events, open_alarms
 from training.disk import Sizes, free_bytes, measure_sizes, needed_bytes, snapshots_left
 from training.history import CLASS_OR_WORST, STATS_FILE, History, is_finite, read_history, read_lines, snapshot_kimg, snapshot_moments
@@ -113,7 +114,7 @@ def _identity(options: Mapping[str, Any]) -> dict[str, Any]:
         "data": {
             "path": _get(options, "training_set_kwargs.path", str),
             "images": _get(options, "training_set_kwargs.max_size", int),
-            "resolution": _get(options, "training_set_kwargs.resolution", int),
+            "size": written_size(_get(options, "training_set_kwargs.resolution", (int, list))),  # (height, width)
             "mirrored": bool(_get(options, "training_set_kwargs.xflip", bool)),
             "labels": bool(_get(options, "training_set_kwargs.use_labels", bool)),
         },

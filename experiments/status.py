@@ -64,7 +64,7 @@ def _labelled(label: str, texts: list[str]) -> list[str]:
 
 def _data(data: Mapping[str, Any]) -> str:
     images = f"{data['images']:,} images" if data["images"] is not None else "images"
-    size = f" of {data['resolution']}x{data['resolution']}" if data["resolution"] is not None else ""
+    size = f" of {data['size'][1]}x{data['size'][0]}" if data["size"] is not None else ""
     extra = ", with labels" * data["labels"] + ", mirrored" * data["mirrored"]
     place = data["path"] or "unknown"
     room = COLUMNS - LABEL - 2 - len(images + size + extra) - 5

@@ -70,6 +70,11 @@ class _ImagesOnly(torch.utils.data.Dataset):
         return torch.from_numpy(np.ascontiguousarray(self.dataset[index][0]))
 
 
+def made_size(G: Any) -> tuple[int, int]:
+    """(height, width) of a generator's images in pixels: its `img_size`, or the square that its `img_resolution` is the edge of."""
+    return getattr(G, "img_size", None) or (G.img_resolution, G.img_resolution)
+
+
 class GeneratorSource:
     """Images of a generator for latents and labels that depend on nothing but `seed` and the image's number.
 

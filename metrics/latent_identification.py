@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 
 from dnnlib import UserError
-from metrics.features import GeneratorSource, evaluating, full_precision
+from metrics.features import GeneratorSource, evaluating, full_precision, made_size
 from pairing.losses import infonce
-from pairing.network import MIN_RESOLUTION, PairingNetwork, is_view
+from pairing.network import MIN_RESOLUTION, PairingNetwork
 from torch_utils.distributed import rank, world_size
+from torch_utils.image_size import SIZES, start_of
 from torch_utils.pixels import from_uint8
 
 TAU = 0.1
@@ -58,7 +59,7 @@ def latent_identification(
         Share in 0..1 of the held-out images.
 
     Raises:
-        UserError: a resolution that is no power of two of at least 8, labels that do not fit, or images that are not finite.
+        UserError: images of a size that the probe does not take, labels that do not fit, or images that are not finite.
     """
     device = torch.device(device)
     if steps < 0 or held_out < 1 or batch < 2:
@@ -67,7 +68,7 @@ def latent_identification(
     probe = _fresh_probe(G, seed).to(device)
     optimizer = torch.optim.Adam(probe.parameters(), lr=LEARNING_RATE, betas=BETAS, eps=1e-8)
     correct = torch.zeros([], device=device)
-    image_shape = (G.img_channels, G.img_resolution, G.img_resolution)
+    image_shape = (G.img_channels, *made_size(G))
     with evaluating(G), full_precision():
         for step, (images, z) in enumerate(_examples(source, steps + held_out, batch, image_shape)):
             with torch.set_grad_enabled(step < steps):
@@ -85,14 +86,15 @@ def latent_identification(
 
 def _fresh_probe(G: Any, seed: int) -> PairingNetwork:
     """A pairing network in its first state, a function of `seed`."""
-    resolution = G.img_resolution
-    if not is_view(resolution, resolution):
-        found = f"the generator makes {resolution}x{resolution}"
-        raise UserError(f"identification needs images whose edge is a power of two of at least {MIN_RESOLUTION} pixels, {found}")
+    height, width = made_size(G)
+    start = start_of(height, width)
+    if start is None or start[0] < MIN_RESOLUTION:
+        found = f"the generator makes {width}x{height}"
+        raise UserError(f"identification needs images of at least {MIN_RESOLUTION}x{MIN_RESOLUTION} pixels, {SIZES}; {found}")
     # Layers draw from the global generator: lend them another state of it. Only the CPU's is touched, the network is made there.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return PairingNetwork(G.z_dim, resolution, G.img_channels)
+        return PairingNetwork(G.z_dim, start[0], G.img_channels, start_grid=start[1])
 
 
 def _examples(source: GeneratorSource, count: int, batch: int, image_shape: tuple[int, int, int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from dnnlib import UserError
 from metrics.detectors.images import to_rgb_float
-from metrics.features import LATENT_BLOCK, GeneratorSource, full_precision, succeed_together
+from metrics.features import LATENT_BLOCK, GeneratorSource, full_precision, made_size, succeed_together
 from torch_utils.distributed import rank, world_size
 from torch_utils.layers import float32_copy
 
@@ -107,8 +107,9 @@ def _check(G: Any, num_samples: int, epsilon: float, space: str, sampling: str, 
     if num_samples < 1 or batch < 1 or not 0 < epsilon < 1:
         found = f"num_samples={num_samples}, batch={batch}, epsilon={epsilon}"
         raise UserError(f"a path length needs at least one pair, at least one per batch and a step between 0 and 1, found {found}")
-    if crop and G.img_resolution < 8:
-        raise UserError(f"a path length with crop needs images of at least 8x8 pixels, the generator makes {G.img_resolution}x{G.img_resolution}")
+    height, width = made_size(G)
+    if crop and min(height, width) < 8:
+        raise UserError(f"a path length with crop needs images of at least 8x8 pixels, the generator makes {width}x{height}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,10 +158,10 @@ class _Path:
     def _visible(self, images: torch.Tensor) -> torch.Tensor:
         """What the distance network sees of images [N, C, R, R], about -1..1: float32 RGB, 0..255."""
         if self.crop:
-            eighth = images.shape[2] // 8
-            images = images[:, :, 3 * eighth : 7 * eighth, 2 * eighth : 6 * eighth]
-        if self.G.img_resolution > LARGEST_EDGE:
-            images = torch.nn.functional.avg_pool2d(images, self.G.img_resolution // LARGEST_EDGE)
+            down, right = images.shape[2] // 8, images.shape[3] // 8
+            images = images[:, :, 3 * down : 7 * down, 2 * right : 6 * right]
+        if (edge := min(made_size(self.G))) > LARGEST_EDGE:
+            images = torch.nn.functional.avg_pool2d(images, edge // LARGEST_EDGE)
         return to_rgb_float(images.to(torch.float32) * 127.5 + 127.5)
 
 

@@ -7,6 +7,7 @@ detectors is the work of `metrics.features`; what is wanted comes from `metrics.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from metrics.collectors import Collector, FeatureConsumer, Rows
 from metrics.detectors import Detector
 from metrics.feature_cache import FeatureCache
 from metrics.feature_files import FeatureFile
-from metrics.features import DataSource, GeneratorSource, evaluating, full_precision, run_pass
+from metrics.features import DataSource, GeneratorSource, evaluating, full_precision, made_size, run_pass
 from torch_utils.distributed import broadcast_object, rank
 
 SELECTION_SEED = 0  # of sampled images; part of the protocols, so not the metric seed
@@ -188,7 +189,7 @@ class GeneratorSide:
         self.given = labels if given is None else given
         self.name = name
         self.truncation_psi = truncation_psi
-        self.batch = batch or max(min(GENERATED_PIXELS // G.img_resolution**2, batch_detector), 1)
+        self.batch = batch or max(min(GENERATED_PIXELS // math.prod(made_size(G)), batch_detector), 1)
         self.drawn_from = labels
         self._fingerprint = fingerprint
         self.source = GeneratorSource(G, labels, device, seed=seed, batch=self.batch, truncation_psi=truncation_psi, stream=stream)
@@ -199,7 +200,8 @@ class GeneratorSide:
 
     def image_size(self, keep_flips: bool = False) -> tuple[int, int]:
         """(width, height) in pixels."""
-        return self.G.img_resolution, self.G.img_resolution
+        height, width = made_size(self.G)
+        return width, height
 
     def available(self, keep_flips: bool = False) -> None:
         """None: as many images as are wanted."""

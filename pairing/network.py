@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from torch_utils.image_size import SQUARE, check_start
 from torch_utils.layers import Conv2dLayer, FullyConnectedLayer, block_memory_format, normalize_2nd_moment
 
 EMBED_DIM = 128
@@ -51,9 +52,11 @@ class PairingNetwork(nn.Module):
             latents apart then.
         feature_channels: channels of a discriminator's feature maps, which the image side takes in place of images, without a tower of its own;
             None: it takes images.
+        start_grid: of the networks whose images these are, if they are not square with a power of two as edge (torch_utils.image_size).
 
     Raises:
-        ValueError: a resolution or view that is no power of two of at least 8, a view larger than the images, or one of features.
+        ValueError: a starting grid that is none, a resolution or view that is no power of two of at least 8, a view larger than the images, or
+            one of features.
     """
 
     def __init__(
@@ -69,15 +72,18 @@ class PairingNetwork(nn.Module):
         width: int = 1,
         view: int | None = None,
         feature_channels: int | None = None,
+        start_grid: tuple[int, int] = SQUARE,
     ):
         super().__init__()
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__", "start_grid")}
+        self.start_grid = check_start(start_grid)
+        self.init_kwargs = given if self.start_grid == SQUARE else given | {"start_grid": list(self.start_grid)}
         if not is_view(img_resolution, img_resolution):
             raise ValueError(f"img_resolution is a power of two of at least {MIN_RESOLUTION}, found {img_resolution}")
         if view is not None and not is_view(view, img_resolution):
             raise ValueError(f"view is a power of two from {MIN_RESOLUTION} to img_resolution = {img_resolution}, found {view}")
         if view is not None and feature_channels is not None:
             raise ValueError(f"view = {view} is one of images, and feature_channels = {feature_channels} takes none; give one")
-        self.init_kwargs = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.z_dim, self.img_resolution, self.img_channels, self.embed_dim = z_dim, img_resolution, img_channels, embed_dim
         self.view, self.feature_channels = view or img_resolution, feature_channels
 
@@ -92,15 +98,17 @@ class PairingNetwork(nn.Module):
                 blocks.append(PairingBlock(channels(resolution), channels(resolution // 2)))
                 resolution //= 2
         self.image_tower = nn.Sequential(*blocks)
+        places = self.start_grid[0] * self.start_grid[1]
         self.image_head = nn.Sequential(
-            FullyConnectedLayer((feature_channels or channels(4)) * 16, channels(4), activation="lrelu"), FullyConnectedLayer(channels(4), embed_dim)
+            FullyConnectedLayer((feature_channels or channels(4)) * places, channels(4), activation="lrelu"),
+            FullyConnectedLayer(channels(4), embed_dim),
         )
         features = [z_dim] + [width * latent_features] * (latent_layers - 1)
         layers = [FullyConnectedLayer(a, b, activation="lrelu") for a, b in zip(features, features[1:])]
         self.latent_tower = nn.Sequential(*layers, FullyConnectedLayer(features[-1], embed_dim))
 
     def embed_image(self, img: torch.Tensor) -> torch.Tensor:
-        """Unit rows [N, embed_dim] of images [N, img_channels, R, R], about -1 to 1, or of feature maps [N, feature_channels, 4, 4]."""
+        """Unit rows [N, embed_dim] of images [N, img_channels, H, W], about -1 to 1, or of feature maps [N, feature_channels, *start_grid]."""
         if self.feature_channels is not None:
             # Their size grows as the discriminator learns; the head is to see their direction.
             return F.normalize(self.image_head(normalize_2nd_moment(img.to(torch.float32).flatten(1))), dim=1)

@@ -113,9 +113,9 @@ def test_one_image_unlike_the_others_in_a_folder(refused_training, tmp_path):
     assert f"{folder / '00000' / 'img00000003.png'} is 4x4" in refused_training(folder)
 
 
-@pytest.mark.parametrize("size", [(12, 12), (8, 16), (2, 2)])
+@pytest.mark.parametrize("size", [(13, 13), (8, 17), (2, 2)])
 def test_odd_resolutions(refused_training, tmp_path, size):
-    found = f"img00000000.png in {tmp_path / 'bad.zip'} is {size[0]}x{size[1]} pixels; images must be square with a power of two"
+    found = f"img00000000.png in {tmp_path / 'bad.zip'} is {size[0]}x{size[1]} pixels; images must be of a size that can be halved"
     assert found in refused_training(spoiled(tmp_path, pngs(4, size=size)))
 
 

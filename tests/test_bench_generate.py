@@ -41,9 +41,9 @@ def test_the_first_run_is_not_counted_and_the_best_of_the_others_is(monkeypatch)
 
 def test_batches_shrink_with_the_image_and_never_vanish():
     for device in (CPU, torch.device("cuda")):
-        sizes = [default_batch(2**k, device) for k in range(2, 15)]
+        sizes = [default_batch((2**k, 2**k), device) for k in range(2, 15)]
         assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
-    assert default_batch(256, torch.device("cuda")) == 64 > default_batch(256, CPU) == 2
+    assert default_batch((256, 256), torch.device("cuda")) == 64 > default_batch((256, 256), CPU) == 2
 
 
 @pytest.mark.parametrize(("device", "events"), [("cpu", "s0 t0 s1 t1 s2 t2"), ("cuda", "s0 s1 t0 s2 t1 t2")])

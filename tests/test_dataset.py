@@ -235,9 +235,9 @@ def test_names_that_point_outside_are_refused(tmp_path, name):
         broken_set(tmp_path, {**pngs(1), name: png(1)})
 
 
-@pytest.mark.parametrize("size", [(16, 8), (24, 24), (2, 2)])
+@pytest.mark.parametrize("size", [(16, 9), (25, 25), (2, 2)])
 def test_odd_resolution(tmp_path, size):
-    with pytest.raises(UserError, match=rf"is {size[0]}x{size[1]} pixels; images must be square with a power of two"):
+    with pytest.raises(UserError, match=rf"is {size[0]}x{size[1]} pixels; images must be of a size that can be halved"):
         broken_set(tmp_path, pngs(1, size=size))
 
 
@@ -246,6 +246,12 @@ def test_expected_resolution(tmp_path):
     assert ImageFolderDataset(path, resolution=16).resolution == 16
     with pytest.raises(UserError, match="32x32 is asked for"):
         ImageFolderDataset(path, resolution=32)
+    path = write_zip(tmp_path / "wide.zip", pngs(1, size=(24, 16)))
+    dataset = ImageFolderDataset(path, resolution=[16, 24])
+    assert (dataset.resolution, dataset.start_grid, dataset.image_shape) == (16, (4, 6), [3, 16, 24])
+    for asked, said in ((16, "16x16"), ([24, 16], "16x24"), ([16], r"\[16\]")):
+        with pytest.raises(UserError, match=f"is 24x16 pixels, but {said} is asked for"):
+            ImageFolderDataset(path, resolution=asked)
 
 
 @pytest.mark.parametrize("max_size", [0, -1, 24])

@@ -45,7 +45,7 @@ def test_sizes_of_large_networks_follow_their_numbers():
     """Four bytes a number, G twice, and two numbers of Adam's for each that is trained: nothing else matters in a large network."""
     G, D = torch.nn.Linear(1000, 1000), torch.nn.Linear(1000, 500)
     D.bias.requires_grad_(False)
-    sizes = predict_sizes({"G": G, "D": D}, 1024, 3, 70_000)
+    sizes = predict_sizes({"G": G, "D": D}, (1024, 1024), 3, 70_000)
     numbers = 2 * 1_001_000 + 500_500
     assert sizes.snapshot == 4 * numbers + disk.SPARE and sizes.picture == 7 * 4 * 1024**2 * 3
     assert sizes.state == 4 * (numbers + 2 * 1_501_500) + 8 * 70_000 + disk.SPARE

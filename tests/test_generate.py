@@ -123,15 +123,15 @@ def test_sheets(networks, tmp_path, arguments, grid, cells):
 
 
 def test_sheet_plans():
-    automatic = plan_sheet(None, None, None, 0, 256)
+    automatic = plan_sheet(None, None, None, 0, (256, 256))
     assert automatic.grid == (30, 16) and automatic.seeds == list(range(480)) and automatic.classes == [None] * 480
-    rows = plan_sheet(None, None, None, 10, 32)
+    rows = plan_sheet(None, None, None, 10, (32, 32))
     assert rows.grid == (32, 10) and rows.seeds[:33] == [*range(32), 0] and rows.classes[::32] == list(range(10))
     for seeds in ([1], [1, 2, 3]):
         with pytest.raises(UserError, match="needs 2 seeds"):
-            plan_sheet((2, 3), seeds, None, 3, 32)
+            plan_sheet((2, 3), seeds, None, 3, (32, 32))
     with pytest.raises(UserError, match="needs 6 seeds"):
-        plan_sheet((2, 3), [1], None, 0, 32)
+        plan_sheet((2, 3), [1], None, 0, (32, 32))
 
 
 def test_walks_pass_their_seeds_and_close():

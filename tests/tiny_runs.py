@@ -35,8 +35,8 @@ class BrokenDetector(torch.nn.Module):
 
 
 def write_data(path, count=60, size=8, mode="RGB"):
-    """A zip of random images with labels. Returns its path as text."""
-    files = pngs(count, mode=mode, size=(size, size))
+    """A zip of random images with labels, `size` being an edge or (width, height). Returns its path as text."""
+    files = pngs(count, mode=mode, size=(size, size) if isinstance(size, int) else size)
     return str(write_zip(pathlib.Path(path), files, [[name, index % CLASSES] for index, name in enumerate(files)]))
 
 
@@ -50,7 +50,8 @@ def write_detector(path, kind=PoolDetector):
 def data_info(path, cond=True):
     """What the configuration wants to know of a data set."""
     dataset = ImageFolderDataset(path, use_labels=cond)
-    return config.DataInfo(dataset.name, len(dataset), dataset.resolution, dataset.num_channels, dataset.label_dim, dataset.labels_in_file)
+    size = dataset.resolution, dataset.num_channels, dataset.label_dim
+    return config.DataInfo(dataset.name, len(dataset), *size, dataset.labels_in_file, dataset.start_grid)
 
 
 def shrink(args):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
@@ -21,6 +22,7 @@ from pairing.negatives import INDEPENDENT
 from pairing.network import MIN_RESOLUTION, is_view
 from torch_utils.allocator import keep_freed_memory
 from torch_utils.distributed import launched
+from torch_utils.image_size import SQUARE, size_of
 from torch_utils.ops import backend
 from training import graphs
 from training.ada import ADA_KIMG, ADA_TARGET
@@ -49,12 +51,18 @@ class DataInfo:
     num_channels: int
     label_dim: int
     labels_in_file: bool
+    start_grid: tuple[int, int] = SQUARE
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return size_of(self.resolution, self.start_grid)
 
     @classmethod
     def of(cls, path: str, use_labels: bool) -> DataInfo:
         """Of a folder or zip. Raises UserError if it cannot be trained on."""
         with contextlib.closing(ImageFolderDataset(path, use_labels=use_labels)) as data:
-            return cls(data.name, len(data), data.resolution, data.num_channels, data.label_dim, data.labels_in_file)
+            return cls(data.name, len(data), data.resolution, data.num_channels, data.label_dim, data.labels_in_file, data.start_grid)
 
 
 def choose_device(name: str) -> torch.device:
@@ -90,10 +98,12 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
     if o.subset is not None and o.subset > data.length:
         raise UserError(f"--subset={o.subset}: the data set has {data.length} images; give at most as many")
     if o.pairing_weight > 0 and data.resolution < MIN_RESOLUTION:
-        found = f"{data.resolution}x{data.resolution}; leave it out, or convert the images to a larger size"
+        found = f"{data.size[1]}x{data.size[0]}; leave it out, or convert the images to a larger size"
         raise UserError(f"--pairing-weight needs images of at least {MIN_RESOLUTION}x{MIN_RESOLUTION} pixels, the data set has {found}")
     if o.pairing_weight > 0 and o.pairing_view is not None and not is_view(o.pairing_view, data.resolution):
         allowed = f"a power of two from {MIN_RESOLUTION} to the {data.resolution} pixels of the data set"
+        if data.start_grid != SQUARE:
+            allowed = f"a power of two from {MIN_RESOLUTION} to {data.resolution}, which stands for the full size of this data set"
         raise UserError(f"--pairing-view={o.pairing_view} is not {allowed}")
     if "pairing_weight" not in typed and typed & PAIRING_DETAILS:  # a typed weight of 0 is the baseline of a sweep
         given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & PAIRING_DETAILS))
@@ -157,7 +167,7 @@ def _low_precision(precision: str) -> EasyDict:
 def _check_freezing(o: Options, preset: Preset, data: DataInfo) -> None:
     most = count_freezable(data.resolution, preset.d_architecture)
     if o.freezed > most:
-        found = f"{data.resolution}x{data.resolution} images and --cfg={o.cfg}"
+        found = f"{data.size[1]}x{data.size[0]} images and --cfg={o.cfg}"
         raise UserError(f"--freezed={o.freezed}: for {found} D has {most} layers that can be frozen; give at most as many")
 
 
@@ -257,7 +267,7 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
     """
     o = options
     _check_combinations(o, typed, data, device)
-    preset = for_data(PRESETS[o.cfg], data.resolution, o.gpus)
+    preset = for_data(PRESETS[o.cfg], math.isqrt(math.prod(data.size)), o.gpus)
     _check_freezing(o, preset, data)
     batch, batch_gpu, mbstd = _batch_arithmetic(o, preset, o.gpus, pairing=o.pairing_weight > 0)
     args = EasyDict(num_gpus=o.gpus, image_snapshot_ticks=o.snap, network_snapshot_ticks=o.snap, metrics=list(o.metrics), random_seed=o.seed)
@@ -268,7 +278,7 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
         use_labels=o.cond,
         max_size=o.subset if subset else data.length,
         xflip=o.mirror,
-        resolution=data.resolution,
+        resolution=data.resolution if data.start_grid == SQUARE else list(data.size),
     )
     if subset:
         args.training_set_kwargs.random_seed = o.seed
@@ -276,6 +286,9 @@ def resolve(options: Options, typed: set[str], data: DataInfo, device: torch.dev
     precision = _precision(o, device)
     _networks(args, o, preset, mbstd, precision)
     _loss(args, o, preset)
+    if data.start_grid != SQUARE:
+        for kwargs in (args.G_kwargs.synthesis_kwargs, args.D_kwargs, *([args.P_kwargs] if "P_kwargs" in args else [])):
+            kwargs.start_grid = list(data.start_grid)
     args.update(total_kimg=o.kimg or preset.kimg, batch_size=batch, batch_gpu=batch_gpu, ema_kimg=preset.ema_kimg, ema_rampup=preset.ema_ramp)
     _augmentation(args, o, preset)
     if o.nobench:

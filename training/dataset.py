@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib import EasyDict, UserError
+from torch_utils.image_size import SIZES, SQUARE, start_of, written_size
 from training.dataset_labels import LABEL_FILE, fit_names, label_array, match_labels, read_label_file
 from training.image_store import FolderStore, ZipStore, decode_array, image_names, open_store
 
@@ -28,12 +29,12 @@ class ImageFolderDataset:
         max_size: number of images to keep, 1 to all; None keeps all.
         xflip: double the set by mirrored copies.
         random_seed: chooses the images under `max_size`.
-        resolution: the expected edge in pixels; None takes what is found.
-        any_size: take images of any one size, to be looked at only; networks need squares with a power of two as edge.
+        resolution: the expected edge of squares, or [height, width]; None takes what is found.
+        any_size: take images of any one size, to be looked at only; networks need certain sizes (torch_utils.image_size).
         store: the files, opened before: what is known of them is not read again.
 
     Raises:
-        UserError: missing or torn set, no images, not square or not a power of two (unless `any_size`), `max_size` out of range, labels missing
+        UserError: missing or torn set, no images, of a size that networks do not make (unless `any_size`), `max_size` out of range, labels missing
             or not matching.
     """
 
@@ -44,7 +45,7 @@ class ImageFolderDataset:
         max_size: int | None = None,
         xflip: bool = False,
         random_seed: int = 0,
-        resolution: int | None = None,
+        resolution: int | list[int] | None = None,
         any_size: bool = False,
         store: FolderStore | ZipStore | None = None,
     ):
@@ -55,7 +56,7 @@ class ImageFolderDataset:
             raise UserError(f"data set {self.path} holds no images (.png, .jpg, ...)")
         self._image_shape = list(self._decode(self._names[0]).shape)
         if not any_size:
-            self._check_resolution(resolution)
+            self._check_size(resolution)
         self._raw_labels = self._load_labels() if use_labels else np.zeros([len(self._names), 0], dtype=np.float32)
         # Once, for every item asks: a search through the labels of a million images takes longer than reading one.
         self._label_dim = int(self._raw_labels.max()) + 1 if self.has_onehot_labels else self._raw_labels.shape[1]
@@ -65,13 +66,14 @@ class ImageFolderDataset:
             self._xflip = np.repeat([False, True], self._raw_idx.size)
             self._raw_idx = np.tile(self._raw_idx, 2)
 
-    def _check_resolution(self, expected: int | None) -> None:
+    def _check_size(self, expected: int | list[int] | None) -> None:
         height, width = self._image_shape[1:]
         first = self.store.where(self._names[0])
-        if height != width or width < 4 or width & (width - 1):
-            raise UserError(f"{first} is {width}x{height} pixels; images must be square with a power of two as edge: see dataset_tool.py")
-        if expected is not None and expected != width:
-            raise UserError(f"{first} is {width}x{height} pixels, but {expected}x{expected} is asked for")
+        if start_of(height, width) is None:
+            raise UserError(f"{first} is {width}x{height} pixels; images must be {SIZES}: see dataset_tool.py")
+        if expected is not None and (wanted := written_size(expected)) != (height, width):
+            asked = "{1}x{0}".format(*wanted) if wanted else str(expected)[:40]
+            raise UserError(f"{first} is {width}x{height} pixels, but {asked} is asked for")
 
     def _load_labels(self) -> np.ndarray:
         file = read_label_file(self.store)
@@ -166,8 +168,17 @@ class ImageFolderDataset:
 
     @property
     def resolution(self) -> int:
-        """Edge of the square images in pixels."""
-        return self._image_shape[1]
+        """The edge of square images in pixels; of others the one that their networks' blocks are counted by (torch_utils.image_size)."""
+        return self._start()[0]
+
+    @property
+    def start_grid(self) -> tuple[int, int]:
+        """(height, width) of the grid that networks double until it is an image."""
+        return self._start()[1]
+
+    def _start(self) -> tuple[int, tuple[int, int]]:
+        height, width = self._image_shape[1:]
+        return start_of(height, width) or (height, SQUARE)  # images of any size are looked at only
 
     @property
     def label_shape(self) -> list[int]:

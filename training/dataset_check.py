@@ -11,6 +11,7 @@ from typing import Any
 
 from dnnlib import UserError
 from dnnlib.format import printable
+from torch_utils.image_size import SIZES, start_of
 from training.dataset_labels import find_label_file, fit_names, label_array, match_labels, read_label_file
 from training.dataset_sources import class_folders
 from training.image_store import CHANNELS_OF_MODE, FolderStore, ZipStore, image_names, is_turned, load_pixels, open_image, open_store
@@ -99,8 +100,8 @@ def _check_images(store: FolderStore | ZipStore, names: list[str], report: Check
             report.problems.append(f"{len(odd)} image(s) have another {what} than {usual} (first: {_first(odd)})")
     for size in report.sizes:
         width, height = map(int, size.split("x"))
-        if width != height or width < 4 or width & (width - 1):
-            report.problems.append(f"{report.sizes[size]} image(s) are {size} pixels, not square with a power of two as edge")
+        if start_of(height, width) is None:
+            report.problems.append(f"{report.sizes[size]} image(s) are {size} pixels, not {SIZES}")
     for mode in sorted(set(report.modes) - set(CHANNELS_OF_MODE)):
         report.problems.append(f"{report.modes[mode]} image(s) have the colour mode {mode}, not grey or RGB with or without alpha")
 

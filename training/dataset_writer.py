@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image
 
 from dnnlib import UserError
+from torch_utils.image_size import SIZES, nearest_size, start_of
 from training.dataset_dest import open_dest
 from training.dataset_labels import LABEL_FILE
 from training.dataset_sources import Source, SourceItem
-from training.image_store import CHANNELS_OF_MODE, load_pixels, upright
+from training.image_store import CHANNELS_OF_MODE, central_part, load_pixels, upright
 
 FILTERS = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 TRANSFORMS = ("center-crop", "center-crop-wide")
@@ -34,12 +35,12 @@ Transform = Callable[[Image.Image], Image.Image | None]
 
 @dataclass
 class Summary:
-    """What a conversion wrote: number of images, those left out as too small, edge in pixels, colour mode, images per label; and of how many
-    images, of more than 8 bits, the upper 8 bits were kept, with the largest value in all of these."""
+    """What a conversion wrote: number of images, those left out as too small, (width, height) in pixels, colour mode, images per label; and of how
+    many images, of more than 8 bits, the upper 8 bits were kept, with the largest value in all of these."""
 
     written: int = 0
     left_out: int = 0
-    edge: int = 0
+    size: tuple[int, int] = (0, 0)
     mode: str = ""
     labels: list = field(default_factory=list)
     wide: int = 0
@@ -105,8 +106,8 @@ def make_transform(name: str | None, width: int | None, height: int | None, resi
     """The function that brings an image to its size; it returns None for an image that is to be left out.
 
     Args:
-        name: None scales to width x height (each its own if not given), whatever the shape; "center-crop" takes the largest centred
-            square first; "center-crop-wide" takes a centred band and sets it, scaled to width x height, into a black width x width square.
+        name: None scales to width x height (each its own if not given), whatever the shape; "center-crop" takes the largest centred part of that
+            shape first; "center-crop-wide" takes a centred band and sets it, scaled to width x height, into a black width x width square.
         width: target width in pixels.
         height: target height in pixels.
         resize_filter: "box" or "lanczos".
@@ -120,7 +121,7 @@ def make_transform(name: str | None, width: int | None, height: int | None, resi
     if width is None or height is None:
         raise UserError(f"--transform={name} needs both --width and --height")
     if name == "center-crop":
-        return lambda image: _scaled(_central_square(image), width, height, resample)
+        return lambda image: _scaled(central_part(image, width, height), width, height, resample)
     if height > width:
         raise UserError(f"--transform=center-crop-wide needs a --height of at most --width, but they are {height} and {width}")
     return lambda image: _wide(image, width, height, resample)
@@ -128,12 +129,6 @@ def make_transform(name: str | None, width: int | None, height: int | None, resi
 
 def _scaled(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), resample)
-
-
-def _central_square(image: Image.Image) -> Image.Image:
-    edge = min(image.size)
-    left, top = (image.width - edge) // 2, (image.height - edge) // 2
-    return image.crop((left, top, left + edge, top + edge))
 
 
 def _wide(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image | None:
@@ -166,8 +161,8 @@ def convert_dataset(source: Source, dest: str | os.PathLike, transform: Transfor
         progress: wraps the iterator over the images, to show how far it is.
 
     Raises:
-        UserError: torn images, images of 16 bits that use the lower ones alone, images of several sizes or modes, no square, no power of two,
-            nothing to write, or `dest` cannot be written.
+        UserError: torn images, images of 16 bits that use the lower ones alone, images of several sizes or modes, or of one that no
+            network makes, nothing to write, or `dest` cannot be written.
     """
     summary = Summary()
     entries = []
@@ -213,12 +208,12 @@ def _decoded(source: Source) -> Iterator[SourceItem]:
 def _check_alike(image: Image.Image, item: SourceItem, summary: Summary, source: Source, convert: str | None) -> None:
     """The first image sets size and mode, all others must follow."""
     if summary.written == 0:
-        summary.edge, summary.mode = image.width, image.mode
-        if image.width != image.height or image.width < 4 or image.width & (image.width - 1):
-            edge = max(1 << (min(image.size).bit_length() - 1), 4)
+        summary.size, summary.mode = image.size, image.mode
+        if start_of(image.height, image.width) is None:
+            height, width = nearest_size(image.height, image.width)
             raise UserError(
-                f"{item.where} comes out as {image.width}x{image.height} pixels, but images must be square with a power of two as edge: "
-                f"try --transform=center-crop --width={edge} --height={edge}"
+                f"{item.where} comes out as {image.width}x{image.height} pixels, but images must be {SIZES}: "
+                f"try --transform=center-crop --width={width} --height={height}"
             )
     if image.mode != summary.mode:
         modes = _survey(source, lambda other: plain_mode_name(other.image, other.where, convert))
@@ -226,10 +221,10 @@ def _check_alike(image: Image.Image, item: SourceItem, summary: Summary, source:
             f"{item.where} has colour mode {image.mode}, the images before it {summary.mode} (in {modes}); "
             f"give --convert=rgb, l or rgba to make them alike"
         )
-    if image.size != (summary.edge, summary.edge):
+    if image.size != summary.size:
         sizes = _survey(source, lambda other: "{}x{}".format(*other.image.size))
         raise UserError(
-            f"{item.where} comes out as {image.width}x{image.height} pixels, the images before it as {summary.edge}x{summary.edge} "
+            f"{item.where} comes out as {image.width}x{image.height} pixels, the images before it as {summary.size[0]}x{summary.size[1]} "
             f"(sizes as stored, in {sizes}); give --width and --height to make them alike"
         )
 

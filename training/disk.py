@@ -34,19 +34,20 @@ class Sizes:
     picture: int
 
 
-def predict_sizes(networks: Mapping[str, nn.Module], resolution: int, channels: int, num_images: int) -> Sizes:
+def predict_sizes(networks: Mapping[str, nn.Module], size: tuple[int, int], channels: int, num_images: int) -> Sizes:
     """Sizes of the files of a run.
 
     Args:
         networks: G, D and, if there is one, P; also on the meta device. Weights are float32, and Adam keeps two numbers more for each.
-        resolution, channels: of the images.
+        size, channels: (height, width) and channels of the images.
         num_images: in the training set, whose order is part of a state.
     """
     tensors = {name: sum(tensor.numel() for tensor in network.state_dict().values()) for name, network in networks.items()}
     trained = sum(parameter.numel() for network in networks.values() for parameter in network.parameters())
     both = FLOAT * (sum(tensors.values()) + tensors["G"])  # G_ema is another G
-    columns, rows = default_grid(resolution, resolution)
-    return Sizes(both + SPARE, both + FLOAT * 2 * trained + 8 * num_images + SPARE, columns * rows * resolution**2 * channels)
+    height, width = size
+    columns, rows = default_grid(width, height)
+    return Sizes(both + SPARE, both + FLOAT * 2 * trained + 8 * num_images + SPARE, columns * rows * height * width * channels)
 
 
 def measure_sizes(run: RunDir, predicted: Sizes) -> Sizes:

@@ -330,6 +330,14 @@ def load_pixels(image: Image.Image, where: str) -> None:
         raise UserError(f"{where} is a torn image ({_reason(error)})") from error
 
 
+def central_part(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The largest centred part of the shape width x height, to the pixel."""
+    scale = min(image.width / width, image.height / height)
+    inner = max(round(width * scale), 1), max(round(height * scale), 1)
+    left, top = (image.width - inner[0]) // 2, (image.height - inner[1]) // 2
+    return image.crop((left, top, left + inner[0], top + inner[1]))
+
+
 def upright(image: Image.Image) -> Image.Image:
     """A decoded image as its camera meant it: turned or mirrored as EXIF says. EXIF data that cannot be read turn nothing, as in viewers."""
     turn = _turn(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 
 import numpy as np
@@ -24,7 +25,8 @@ class GridPictures:
     """
 
     def __init__(self, dataset: ImageFolderDataset, z_dim: int, seed: int):
-        self.grid = default_grid(dataset.resolution, dataset.resolution)
+        height, width = dataset.image_shape[1:]
+        self.grid = default_grid(width, height)
         indices = grid_indices(dataset, self.grid, seed)
         self.reals = torch.from_numpy(np.stack([dataset[i][0] for i in indices]))
         self.labels = torch.from_numpy(np.stack([dataset.get_label(i) for i in indices]))
@@ -37,7 +39,7 @@ class GridPictures:
     @torch.no_grad()
     def save_fakes(self, G: torch.nn.Module, device: torch.device, path: pathlib.Path) -> None:
         """Writes G's images of the grid's latents. Raises UserError where that is impossible."""
-        batch = max(BATCH_PIXELS // G.img_resolution**2, 1)
+        batch = max(BATCH_PIXELS // math.prod(G.img_size), 1)
         parts = zip(self.latents.split(batch), self.labels.split(batch))
         images = [to_uint8(G(z.to(device), c.to(device), noise_mode="const")).cpu() for z, c in parts]
         save_image_grid(torch.cat(images), path, self.grid)

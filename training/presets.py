@@ -51,10 +51,11 @@ PRESETS: dict[str, Preset] = {
 
 
 def for_data(preset: Preset, resolution: int, gpus: int) -> Preset:
-    """The preset with all its open values filled in for images of `resolution` on `gpus` GPUs."""
+    """The preset with all its open values filled in for images of as many pixels as a square of edge `resolution`, on `gpus` GPUs."""
     if preset.batch is not None:
         return preset
-    batch = max(min(gpus * min(4096 // resolution, 32), 64), gpus)
+    each = 1 << max((4096 // resolution).bit_length() - 1, 0)  # a power of two also where the image is no square of such an edge
+    batch = max(min(gpus * min(each, 32), 64), gpus)
     if batch % gpus:  # as StyleGAN2-ADA for powers of two; else the largest batch below that deals out whole minibatch-std groups
         each = batch // gpus
         batch = gpus * (each - each % 4 if each > 4 else each)

@@ -81,7 +81,7 @@ def project(
 
     Args:
         G: generator; its device is where to search.
-        target: image [C, R, R] in -1..1, of the size and channels of G.
+        target: image [C, H, W] in -1..1, of the size and channels of G.
         distance: on the device of G.
         c: label [c_dim] of a network with labels: the search starts at the mean of its w.
         settings: how; None: the defaults.
@@ -91,7 +91,7 @@ def project(
         UserError: a target of another shape, or a search that became NaN or infinite.
     """
     settings, device = settings or Settings(), next(G.parameters()).device
-    expected = (G.img_channels, G.img_resolution, G.img_resolution)
+    expected = (G.img_channels, *G.img_size)
     if tuple(target.shape) != expected:
         raise UserError(f"the target is an image of shape {list(target.shape)}, but the network makes {list(expected)}")
     G = float32_copy(G)
@@ -143,7 +143,8 @@ def schedule(t: float, settings: Settings) -> tuple[float, float]:
 
 
 def noise_penalty(noises: list[torch.Tensor]) -> torch.Tensor:
-    """Sum over noise images [R, R], and over those averaged down to 8x8, of the squared correlations with their neighbours right and below.
+    """Sum over noise images [H, W], and over those averaged down to a shorter side of 8 to 15, of the squared correlations with their neighbours
+    right and below.
 
     Images wrap around at their edges. Averages of 2x2 pixels are doubled, which keeps the variance of white noise.
     """
@@ -152,7 +153,7 @@ def noise_penalty(noises: list[torch.Tensor]) -> torch.Tensor:
         x = noise[None, None]
         while True:
             total = total + (x * x.roll(1, dims=3)).mean().square() + (x * x.roll(1, dims=2)).mean().square()
-            if x.shape[2] <= SMALLEST_NOISE:
+            if min(x.shape[2:]) < 2 * SMALLEST_NOISE:
                 break
             x = F.avg_pool2d(x, 2) * 2
     return total

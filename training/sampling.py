@@ -33,10 +33,10 @@ class Sheet:
     classes: list[int | None]
 
 
-def default_batch(resolution: int, device: torch.device) -> int:
-    """How many images of resolution x resolution pixels to render at a time on `device`, at least 1."""
+def default_batch(size: tuple[int, int], device: torch.device) -> int:
+    """How many images of (height, width) pixels to render at a time on `device`, at least 1."""
     pixels, most = BATCH_PIXELS.get(device.type, GPU_BATCH_PIXELS)
-    return max(min(pixels // resolution**2, most), 1)
+    return max(min(pixels // math.prod(size), most), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ def one_hot(classes: Sequence[int | None], c_dim: int) -> torch.Tensor:
     return labels
 
 
-def plan_sheet(grid: tuple[int, int] | None, seeds: Sequence[int] | None, class_index: int | None, c_dim: int, resolution: int) -> Sheet:
+def plan_sheet(grid: tuple[int, int] | None, seeds: Sequence[int] | None, class_index: int | None, c_dim: int, size: tuple[int, int]) -> Sheet:
     """Decides the cells of a sheet.
 
     One class, or a network without labels: one seed per cell. A network with labels and no class: rows are classes from 0 on, columns
@@ -148,12 +148,13 @@ def plan_sheet(grid: tuple[int, int] | None, seeds: Sequence[int] | None, class_
     Args:
         grid: columns and rows; None: made for the seeds, else the size that training uses for its sheets.
         seeds: None: 0, 1, 2, ... as many as needed.
+        size: (height, width) of the images.
 
     Raises:
         UserError: another number of seeds than the grid needs.
     """
     rows_are_classes = c_dim > 0 and class_index is None
-    columns, rows = grid or _automatic_grid(seeds, c_dim if rows_are_classes else 0, resolution)
+    columns, rows = grid or _automatic_grid(seeds, c_dim if rows_are_classes else 0, size)
     blocks = math.ceil(rows / c_dim) if rows_are_classes else rows
     needed = columns * blocks
     if grid is not None and seeds is not None and len(seeds) != needed:
@@ -166,9 +167,9 @@ def plan_sheet(grid: tuple[int, int] | None, seeds: Sequence[int] | None, class_
     return Sheet((columns, rows), [seed for seed, _ in cells], [label for _, label in cells])
 
 
-def _automatic_grid(seeds: Sequence[int] | None, class_rows: int, resolution: int) -> tuple[int, int]:
+def _automatic_grid(seeds: Sequence[int] | None, class_rows: int, size: tuple[int, int]) -> tuple[int, int]:
     if seeds is None:
-        columns, rows = default_grid(resolution, resolution)
+        columns, rows = default_grid(size[1], size[0])
         return columns, min(rows, class_rows or rows)
     if class_rows:
         return len(seeds), class_rows

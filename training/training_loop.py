@@ -77,7 +77,7 @@ class Trainer:
             num_replicas=num_ranks,
             workers=args.data_loader_kwargs.num_workers,
         )
-        sizes = predict_sizes(self.state.trained_networks(), self.dataset.resolution, self.dataset.num_channels, len(self.dataset))
+        sizes = predict_sizes(self.state.trained_networks(), self.dataset.image_shape[1:], self.dataset.num_channels, len(self.dataset))
         self.disk = DiskWatch(self.run, args, sizes)
         if isinstance(self.dataset.store, FolderStore) and isinstance(self.loader, StreamingLoader):
             self.say("Reading the data set once, to know it again in a later part of this run.")

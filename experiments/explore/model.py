@@ -74,8 +74,8 @@ class Explorer:
     """
 
     def __init__(self, G: Generator, dataset: ImageFolderDataset, device: torch.device, num_latents: int, num_real: int, cache: FeatureCache):
-        if dataset.resolution != G.img_resolution:
-            sizes = [f"{edge}x{edge}" for edge in (G.img_resolution, dataset.resolution)]
+        if (found := tuple(dataset.image_shape[1:])) != G.img_size:
+            sizes = [f"{width}x{height}" for height, width in (G.img_size, found)]
             raise UserError(f"the network makes images of {sizes[0]} pixels, but {dataset.path} holds {sizes[1]}; give others with --data")
         self.G, self.dataset, self.device = G.to(device), dataset, device
         self.num_latents, self.num_real, self.cache = num_latents, min(num_real, len(dataset)), cache
@@ -209,7 +209,7 @@ class Explorer:
     # Parts.
 
     def _renderer(self, trunc: float) -> Renderer:
-        return Renderer(self.G, self.device, default_batch(self.G.img_resolution, self.device), trunc)
+        return Renderer(self.G, self.device, default_batch(self.G.img_size, self.device), trunc)
 
     def _ws(self, view: View, renderer: Renderer) -> torch.Tensor:
         """The ws [1, num_ws, w_dim] of a view."""

@@ -279,7 +279,7 @@ async function start() {
   about = await ask("/about.json");
   document.title = $("title").textContent = `${about.run}, ${about.network}`;
   const classes = about.classes ? `, ${about.classes} classes` : "";
-  $("about").textContent = `${about.resolution}x${about.resolution} pixels${classes}; compared with ${about.real} images of ${about.data}`;
+  $("about").textContent = `${about.width}x${about.height} pixels${classes}; compared with ${about.real} images of ${about.data}`;
   $("class").max = Math.max(about.classes - 1, 0);
   document.querySelector(".for-classes").hidden = !about.classes;
   document.querySelector(".for-truncation").hidden = !about.truncation;

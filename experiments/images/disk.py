@@ -47,4 +47,4 @@ def _sizes(options: str, data: DataInfo) -> disk.Sizes:
     shape = types.SimpleNamespace(label_dim=data.label_dim, resolution=data.resolution, num_channels=data.num_channels)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         networks = build_networks(as_easydict(json.loads(options)), shape)
-    return disk.predict_sizes(networks, data.resolution, data.num_channels, data.length)
+    return disk.predict_sizes(networks, data.size, data.num_channels, data.length)

@@ -17,6 +17,7 @@ from PIL import Image
 from dnnlib import UserError
 from experiments.images.run_state import SHEET
 from experiments.report.studies import read_options
+from torch_utils.image_size import written_size
 
 MOST_SNAPSHOTS = 8  # per run; the first and the last are among them
 FEWEST_SNAPSHOTS = 2
@@ -85,17 +86,18 @@ def read_block(path: pathlib.Path, options: Mapping[str, Any]) -> Block:
     Raises:
         UserError: the picture is damaged.
     """
-    sheet, edge = read_picture(path), options.get("training_set_kwargs.resolution")
-    cut_already = path.suffix == ARCHIVED
-    cell = edge if not isinstance(edge, int) or not cut_already else min(edge, CELL)
-    if not isinstance(cell, int) or cell <= 0 or sheet.width % cell or sheet.height % cell:
+    sheet, cut_already = read_picture(path), path.suffix == ARCHIVED
+    height, width = written_size(options.get("training_set_kwargs.resolution")) or (0, 0)
+    if cut_already and width > CELL:
+        height, width = round(height * CELL / width), CELL
+    if min(height, width) <= 0 or sheet.width % width or sheet.height % height:
         return Block(at_most(sheet, BLOCK[0]))
     if cut_already:
-        return Block(sheet, sheet.height // cell, sheet.width // cell)
-    shown = min(cell, CELL)
-    columns = min(MOST_CELLS[0], max(BLOCK[0] // shown, 1), sheet.width // cell)
-    rows = min(MOST_CELLS[1], max(BLOCK[1] // shown, 1), sheet.height // cell)
-    return Block(at_most(sheet.crop((0, 0, columns * cell, rows * cell)), columns * shown), rows, columns)
+        return Block(sheet, sheet.height // height, sheet.width // width)
+    shown = min(width, CELL)
+    columns = min(MOST_CELLS[0], max(BLOCK[0] // shown, 1), sheet.width // width)
+    rows = min(MOST_CELLS[1], max(BLOCK[1] * width // (shown * height), 1), sheet.height // height)
+    return Block(at_most(sheet.crop((0, 0, columns * width, rows * height)), columns * shown), rows, columns)
 
 
 def small_pictures(run: pathlib.Path, end: int, snapshots: int) -> dict[str, Image.Image]:

@@ -31,6 +31,7 @@ from experiments.report.run_pictures import (
     snapshots_shown,
 )
 from experiments.report.studies import Series, Study, read_options, seed_of
+from torch_utils.image_size import written_size
 
 if TYPE_CHECKING:
     from experiments.images.results import RunResult
@@ -170,8 +171,8 @@ def reduced_words(galleries: Sequence[Gallery]) -> Markup | None:
     scale = min((picture.scale for picture in pictures), default=1.0)
     if scale == 1:
         return None
-    edges = [read_options(picture.run.path).get("training_set_kwargs.resolution") for picture in pictures[:1]]
-    pixels = f" ({round(edges[0] * scale)} pixels for {edges[0]})" if isinstance(edges[0], int) and edges[0] <= CELL else ""
+    size = written_size(read_options(pictures[0].run.path).get("training_set_kwargs.resolution"))
+    pixels = f" ({round(size[1] * scale)} pixels for {size[1]})" if size and size[1] <= CELL else ""
     return element("p", REDUCED.format(percent=round(100 * scale), pixels=pixels), class_="reading")
 
 

@@ -29,7 +29,7 @@ MAX_RESOLUTION = 1 << 13  # without noise inputs no stored tensor need grow with
 FRACTIONS = ("conv_clamp", "lr_multiplier", "w_avg_beta")
 WORDS = ("architecture", "activation", "low_precision")
 BUILD_ERRORS = (TypeError, ValueError, LookupError, RuntimeError, AttributeError, ArithmeticError, AssertionError)
-DATASET_KINDS = {"path": str, "use_labels": bool, "max_size": int, "xflip": bool, "random_seed": int, "resolution": int}
+DATASET_KINDS = {"path": str, "use_labels": bool, "max_size": int, "xflip": bool, "random_seed": int, "resolution": int | list}
 CLASS_NAMES = {cls: name for name, cls in CLASSES.items()}
 
 
@@ -79,6 +79,8 @@ def _is_usable(name: str, value: Any) -> bool:
         return isinstance(value, str)
     if name == "resample_filter":
         return _is_filter(value)
+    if name == "start_grid":
+        return isinstance(value, list | tuple) and len(value) == 2  # the networks look at the numbers
     if isinstance(value, float):
         return name in FRACTIONS
     most = MAX_LAYERS if name.endswith("layers") else MAX_RESOLUTION if name == "img_resolution" else MAX_NUMBER

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from torch_utils.image_size import SQUARE, check_start, size_of
 from torch_utils.layers import DEFAULT_FILTER, LOW_PRECISION, Conv2dLayer, FullyConnectedLayer, block_dtype, block_memory_format
 from torch_utils.ops import upfirdn2d
 from training.networks.mapping import MappingNetwork
@@ -105,13 +106,13 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """The 4x4 end: minibatch std, convolution, two fully connected layers, projection onto the label. Always float32."""
+    """The end at the starting grid: minibatch std, convolution, two fully connected layers, projection onto the label. Always float32."""
 
     def __init__(
         self,
         in_channels: int,
         cmap_dim: int,
-        resolution: int,
+        grid: tuple[int, int],
         img_channels: int,
         from_rgb: bool,
         mbstd_group_size: int | None = 4,
@@ -124,11 +125,11 @@ class DiscriminatorEpilogue(nn.Module):
         self.fromrgb = Conv2dLayer(img_channels, in_channels, kernel_size=1, activation=activation) if from_rgb else None
         self.mbstd = MinibatchStdLayer(mbstd_group_size, mbstd_num_channels) if mbstd_num_channels > 0 else None
         self.conv = Conv2dLayer(in_channels + mbstd_num_channels, in_channels, kernel_size=3, activation=activation, conv_clamp=conv_clamp)
-        self.fc = FullyConnectedLayer(in_channels * resolution**2, in_channels, activation=activation)
+        self.fc = FullyConnectedLayer(in_channels * grid[0] * grid[1], in_channels, activation=activation)
         self.out = FullyConnectedLayer(in_channels, cmap_dim or 1)
 
     def forward(self, x: torch.Tensor | None, img: torch.Tensor | None, cmap: torch.Tensor | None) -> torch.Tensor:
-        """Features [N, in, 4, 4], the image at 4x4 or None, and label embeddings [N, cmap_dim] or None to logits [N, 1]."""
+        """Features [N, in, *grid], the image at that size or None, and label embeddings [N, cmap_dim] or None to logits [N, 1]."""
         layout = block_memory_format((img if x is None else x).device, torch.float32, False)
         if self.fromrgb is not None:
             y = self.fromrgb(img.to(dtype=torch.float32, memory_format=layout))
@@ -143,11 +144,11 @@ class DiscriminatorEpilogue(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """StyleGAN2 discriminator: images [N, img_channels, R, R] and labels [N, c_dim] to logits [N, 1].
+    """StyleGAN2 discriminator: images [N, img_channels, H, W] and labels [N, c_dim] to logits [N, 1].
 
     Args:
         c_dim: length of the label, 0: unconditional.
-        img_resolution, img_channels: size of the image.
+        img_resolution, img_channels: size of the image; not square where start_grid says otherwise.
         architecture: 'resnet', 'skip' or 'orig'.
         channel_base, channel_max: feature maps are min(channel_base / resolution, channel_max).
         num_fp16_res, low_precision, conv_clamp: as in `SynthesisNetwork`.
@@ -155,9 +156,10 @@ class Discriminator(nn.Module):
         block_kwargs: activation, resample_filter, freeze_layers, fp16_channels_last of the blocks.
         mapping_kwargs: arguments of the `MappingNetwork` that embeds the label.
         epilogue_kwargs: mbstd_group_size, mbstd_num_channels, activation.
+        start_grid: as in `SynthesisNetwork`; the epilogue sees this many places.
 
     Raises:
-        ValueError: resolution, architecture or dtype out of range.
+        ValueError: resolution, starting grid, architecture or dtype out of range.
     """
 
     def __init__(
@@ -175,9 +177,13 @@ class Discriminator(nn.Module):
         block_kwargs: dict | None = None,
         mapping_kwargs: dict | None = None,
         epilogue_kwargs: dict | None = None,
+        start_grid: tuple[int, int] = SQUARE,
     ):
         super().__init__()
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.start_grid = check_start(start_grid)
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__", "start_grid")}
+        if self.start_grid != SQUARE:  # so that those of squares are StyleGAN2-ADA's
+            arguments["start_grid"] = list(self.start_grid)
         self.init_kwargs = {name: dict(value or {}) if name.endswith("_kwargs") else value for name, value in arguments.items()}
         log2 = check_resolution(img_resolution)
         if architecture not in ARCHITECTURES:
@@ -209,17 +215,23 @@ class Discriminator(nn.Module):
         # At 4x4 there is no block before the epilogue, so it takes the image itself whatever the architecture.
         from_rgb = architecture == "skip" or img_resolution == 4
         self.b4 = DiscriminatorEpilogue(
-            channels[4], cmap_dim, 4, img_channels, from_rgb, conv_clamp=conv_clamp, **self.init_kwargs["epilogue_kwargs"]
+            channels[4], cmap_dim, self.start_grid, img_channels, from_rgb, conv_clamp=conv_clamp, **self.init_kwargs["epilogue_kwargs"]
         )
 
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        return size_of(self.img_resolution, self.start_grid)
+
     def features(self, img: torch.Tensor) -> torch.Tensor:
-        """Feature maps [N, feature_channels, 4, 4] of images of 8x8 pixels or more, before the epilogue brings in the batch and the label."""
+        """Feature maps [N, feature_channels, *start_grid] of images of 8x8 pixels or more, before the epilogue brings in the batch and the label."""
         return self._run_blocks(img)[0]
 
     def _run_blocks(self, img: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The features and, where the architecture hands it on, the image at 4x4."""
-        if img.ndim != 4 or img.shape[1:] != (self.img_channels, self.img_resolution, self.img_resolution):
-            raise ValueError(f"images are [N, {self.img_channels}, {self.img_resolution}, {self.img_resolution}], found {list(img.shape)}")
+        height, width = self.img_size
+        if img.ndim != 4 or img.shape[1:] != (self.img_channels, height, width):
+            raise ValueError(f"images are [N, {self.img_channels}, {height}, {width}], found {list(img.shape)}")
         x = None
         for res in self.block_resolutions:
             x, img = getattr(self, f"b{res}")(x, img)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from torch_utils.image_size import size_of
 from training.networks.mapping import MappingNetwork
 from training.networks.synthesis import SynthesisNetwork
 
 
 class Generator(nn.Module):
-    """StyleGAN2 generator: z [N, z_dim] and c [N, c_dim] to images [N, img_channels, R, R].
+    """StyleGAN2 generator: z [N, z_dim] and c [N, c_dim] to images [N, img_channels, H, W].
 
     Args:
         z_dim, c_dim, w_dim: lengths of latent code, label (0: unconditional) and intermediate latent.
-        img_resolution, img_channels: size of the image.
+        img_resolution, img_channels: size of the image; it is not square where synthesis_kwargs holds a start_grid.
         mapping_kwargs, synthesis_kwargs: further arguments of `MappingNetwork` and `SynthesisNetwork`.
     """
 
@@ -41,8 +42,13 @@ class Generator(nn.Module):
             synthesis_kwargs=synthesis_kwargs,
         )
         self.synthesis = SynthesisNetwork(w_dim, img_resolution, img_channels, **synthesis_kwargs)
-        self.num_ws = self.synthesis.num_ws
+        self.num_ws, self.start_grid = self.synthesis.num_ws, self.synthesis.start_grid
         self.mapping = MappingNetwork(z_dim, c_dim, w_dim, num_ws=self.num_ws, **mapping_kwargs)
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        return size_of(self.img_resolution, self.start_grid)
 
     def forward(
         self,

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from torch_utils.image_size import SQUARE, check_start, size_of
 from torch_utils.layers import DEFAULT_FILTER, LOW_PRECISION, Conv2dLayer, FullyConnectedLayer, block_dtype, block_memory_format
 from torch_utils.ops import upfirdn2d
 from torch_utils.ops.bias_act import ACTIVATIONS
@@ -41,7 +42,7 @@ class SynthesisLayer(nn.Module):
         in_channels: int,
         out_channels: int,
         w_dim: int,
-        resolution: int,
+        size: tuple[int, int],
         kernel_size: int = 3,
         up: int = 1,
         use_noise: bool = True,
@@ -50,7 +51,7 @@ class SynthesisLayer(nn.Module):
         conv_clamp: float | None = None,
     ):
         super().__init__()
-        self.in_channels, self.out_channels, self.resolution, self.up = in_channels, out_channels, resolution, up
+        self.in_channels, self.out_channels, self.size, self.up = in_channels, out_channels, size, up
         self.use_noise, self.activation, self.conv_clamp = use_noise, activation, conv_clamp
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
         self.padding = kernel_size // 2
@@ -58,7 +59,7 @@ class SynthesisLayer(nn.Module):
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
         self.weight = nn.Parameter(torch.randn([out_channels, in_channels, kernel_size, kernel_size]))
         if use_noise:
-            self.register_buffer("noise_const", torch.randn([resolution, resolution]))
+            self.register_buffer("noise_const", torch.randn(size))
             self.noise_strength = nn.Parameter(torch.zeros([]))
         self.bias = nn.Parameter(torch.zeros([out_channels]))
 
@@ -69,7 +70,7 @@ class SynthesisLayer(nn.Module):
         styles = self.affine(w)
         noise = None
         if self.use_noise and noise_mode == "random":
-            noise = torch.randn([x.shape[0], 1, self.resolution, self.resolution], device=x.device) * self.noise_strength
+            noise = torch.randn([x.shape[0], 1, *self.size], device=x.device) * self.noise_strength
         if self.use_noise and noise_mode == "const":
             noise = (self.noise_const * self.noise_strength)[None, None]
         return modulated_conv2d(
@@ -115,7 +116,7 @@ class SynthesisBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         w_dim: int,
-        resolution: int,
+        size: tuple[int, int],
         img_channels: int,
         is_last: bool,
         architecture: str,
@@ -126,13 +127,13 @@ class SynthesisBlock(nn.Module):
         **layer_kwargs,
     ):
         super().__init__()
-        self.in_channels, self.resolution, self.architecture, self.is_last = in_channels, resolution, architecture, is_last
+        self.in_channels, self.architecture, self.is_last = in_channels, architecture, is_last
         self.low_precision, self.channels_last = low_precision, fp16_channels_last
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
-        common = dict(w_dim=w_dim, resolution=resolution, conv_clamp=conv_clamp, resample_filter=resample_filter, **layer_kwargs)
+        common = dict(w_dim=w_dim, size=size, conv_clamp=conv_clamp, resample_filter=resample_filter, **layer_kwargs)
         self.num_conv = 1
         if in_channels == 0:
-            self.const = nn.Parameter(torch.randn([out_channels, resolution, resolution]))
+            self.const = nn.Parameter(torch.randn([out_channels, *size]))
         else:
             self.num_conv = 2
             self.conv0 = SynthesisLayer(in_channels, out_channels, up=2, **common)
@@ -172,10 +173,10 @@ class SynthesisBlock(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """ws [N, num_ws, w_dim] to an image [N, img_channels, R, R], about -1 to 1.
+    """ws [N, num_ws, w_dim] to an image [N, img_channels, H, W], about -1 to 1.
 
     Args:
-        w_dim, img_resolution, img_channels: sizes; the resolution is a power of two.
+        w_dim, img_resolution, img_channels: sizes; the resolution is a power of two, and the edge of the image unless start_grid says otherwise.
         channel_base, channel_max: feature maps are min(channel_base / resolution, channel_max).
         num_fp16_res: how many of the highest resolutions run in low precision.
         low_precision: 'float16' or 'bfloat16', the dtype of those.
@@ -184,9 +185,10 @@ class SynthesisNetwork(nn.Module):
         resample_filter: low-pass filter.
         use_noise, activation: of the layers.
         fp16_channels_last: channels_last memory in the low-precision blocks also where it is not the default.
+        start_grid: (height, width) of the first block, for images that are not square with a power of two as edge (torch_utils.image_size).
 
     Raises:
-        ValueError: resolution, architecture or dtype out of range.
+        ValueError: resolution, starting grid, architecture or dtype out of range.
     """
 
     def __init__(
@@ -204,12 +206,14 @@ class SynthesisNetwork(nn.Module):
         use_noise: bool = True,
         activation: str = "lrelu",
         fp16_channels_last: bool = False,
+        start_grid: tuple[int, int] = SQUARE,
     ):
         super().__init__()
         log2 = check_resolution(img_resolution)
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture is one of {', '.join(ARCHITECTURES)}, found {architecture!r}")
         self.w_dim, self.img_resolution, self.img_channels = w_dim, img_resolution, img_channels
+        self.start_grid = check_start(start_grid)
         self.block_resolutions = [2**i for i in range(2, log2 + 1)]
         low_from, low_dtype = low_precision_from(img_resolution, num_fp16_res), LOW_PRECISION[low_precision]
         self.num_ws, in_channels = 0, 0
@@ -219,7 +223,7 @@ class SynthesisNetwork(nn.Module):
                 in_channels,
                 out_channels,
                 w_dim=w_dim,
-                resolution=res,
+                size=size_of(res, self.start_grid),
                 img_channels=img_channels,
                 is_last=res == img_resolution,
                 architecture=architecture,
@@ -235,7 +239,7 @@ class SynthesisNetwork(nn.Module):
             in_channels = out_channels
 
     def forward(self, ws: torch.Tensor, noise_mode: str = "random") -> torch.Tensor:
-        """ws [N, num_ws, w_dim] -> images [N, img_channels, R, R], float32. Raises ValueError for ws of another shape."""
+        """ws [N, num_ws, w_dim] -> images [N, img_channels, H, W], float32. Raises ValueError for ws of another shape."""
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f"ws is [N, {self.num_ws}, {self.w_dim}], found {list(ws.shape)}")
         ws = ws.to(torch.float32)
