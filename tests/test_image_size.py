@@ -24,7 +24,7 @@ from pairing.network import PairingNetwork
 from torch_utils.image_size import SQUARE, check_start, nearest_size, size_of, start_of, written_size
 from training import config
 from training.augment import AUGPIPE_PRESETS, AugmentPipe
-from training.networks import Discriminator, Generator, load_network
+from training.networks import Discriminator, Generator, build_network, load_network, network_record
 from training.options import Options
 
 SHORT = dict(batch=252, kimg=1)  # 4 steps
@@ -124,6 +124,14 @@ def test_weights_but_those_that_see_places_are_those_of_a_square():
     assert {name.split(".")[-1] for name in square if square[name].shape != wide[name].shape} == {"const", "noise_const"}
     square, wide = (Discriminator(0, 16, 3, **NARROW, start_grid=start).state_dict() for start in (SQUARE, (4, 6)))
     assert [name for name in square if square[name].shape != wide[name].shape] == ["b4.fc.weight"]
+
+
+def test_a_file_cannot_ask_for_images_of_any_length():
+    """A long starting grid is of a few kilobytes, and what it is doubled to is not."""
+    narrow = dict(channel_base=1024, channel_max=1, start_grid=[4, 64], use_noise=False)
+    record = network_record(Generator(1, 0, 1, 1024, 1, mapping_kwargs={"num_layers": 1}, synthesis_kwargs=narrow))
+    with pytest.raises(UserError, match="16384x1024, where 8192 pixels are the most"):
+        build_network(record)
 
 
 def test_arguments_of_squares_stay_as_they_were():

@@ -56,6 +56,8 @@ def build_network(record: NetworkRecord, what: str = "the network") -> nn.Module
             raise ValueError(f"its {odd[0]} is of {record.tensors[odd[0]].dtype}")
         with torch.device("meta"):  # where no memory is taken and no random number drawn
             module = CLASSES[record.class_name](**record.kwargs)
+        if max(getattr(module, "img_size", (0, 0))) > MAX_RESOLUTION:
+            raise ValueError(f"its images are {module.img_size[1]}x{module.img_size[0]}, where {MAX_RESOLUTION} pixels are the most along a side")
         module.load_state_dict(record.tensors, assign=True)
         module.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in record.tensors.items()}, assign=True)
     except BUILD_ERRORS as error:
