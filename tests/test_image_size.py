@@ -242,8 +242,8 @@ def test_measures_look_at_the_whole_image(network, folder):
         sizes.append(tuple(images.shape[2:]))
         return images.flatten(1)
 
-    assert perceptual_path_length(G, data, CPU, distance, num_samples=2, batch=2) > 0
-    perceptual_path_length(G, data, CPU, distance, num_samples=2, batch=2, crop=True)
+    assert perceptual_path_length(G, data, CPU, distance=distance, num_samples=2, batch=2) > 0
+    perceptual_path_length(G, data, CPU, distance=distance, num_samples=2, batch=2, crop=True)
     assert set(sizes) == {(8, 12), (4, 4)}
     assert 0 <= latent_identification(G, data, CPU, steps=2, held_out=2, batch=4) <= 1
 
