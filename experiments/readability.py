@@ -20,6 +20,7 @@ from sklearn.svm import SVC
 from dnnlib import UserError, atomic_write_text
 from dnnlib.cli import run_command
 from dnnlib.download import fetch
+from metrics.features import made_size
 from metrics.runs import OPTIONS_FILE
 from training.config import choose_device
 from training.dataset import ImageFolderDataset, load_array
@@ -95,7 +96,7 @@ def measure(G: torch.nn.Module, images: np.ndarray, classes: np.ndarray, samples
     Raises:
         UserError: generator and data set differ in classes or image shape.
     """
-    made = G.c_dim, [G.img_channels, *G.img_size]
+    made = G.c_dim, [G.img_channels, *made_size(G)]
     real = int(classes.max()) + 1, list(images.shape[1:])
     if made != real:
         raise UserError(f"--network makes {made[0]} classes of images {made[1]}, --data holds {real[0]} classes of {real[1]}; give its own")
