@@ -41,7 +41,7 @@ MAX_CLASS_NAMES = 30
 @click.option("--labels", type=click.Choice(LABEL_CHOICES), default="auto", show_default=True, help="auto: dataset.json, else sub-folders")
 @click.option("--convert", type=click.Choice(list(MODES)), help="Make all images RGB, grey or RGB + alpha  [default: leave them as they are]")
 def main(ctx, source, dest, max_images, resize_filter, transform, width, height, labels, convert):
-    """Converts images to a data set for training: square PNG files of one size with a dataset.json, in a zip or folder.
+    """Converts images to a data set for training: PNG files of one size with a dataset.json, in a zip or folder.
 
     \b
     python dataset_tool.py --source=digits --dest=digits.zip

@@ -31,7 +31,7 @@ SMALLEST_FRAME = 256
 
 @click.command()
 @click.option("--network", help="Network: a snapshot (.safetensors) or a StyleGAN2-ADA .pkl, as file or URL", metavar="FILE|URL", required=True)
-@click.option("--target", help="Picture to project; its middle square is brought to the network's size", metavar="FILE", required=True)
+@click.option("--target", help="Picture to project; its middle is brought to the network's size", metavar="FILE", required=True)
 @click.option("--num-steps", help="Steps of the search", type=click.IntRange(min=1), default=Settings.num_steps, show_default=True)
 @click.option("--seed", help="Seed of the search", type=click.IntRange(0, MAX_SEED), default=Settings.seed, show_default=True)
 @click.option("--save-video", help="A video of the search, proj.mp4  [default: if imageio-ffmpeg is installed]", type=bool)

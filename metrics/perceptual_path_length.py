@@ -158,8 +158,8 @@ class _Path:
     def _visible(self, images: torch.Tensor) -> torch.Tensor:
         """What the distance network sees of images [N, C, R, R], about -1..1: float32 RGB, 0..255."""
         if self.crop:
-            down, right = images.shape[2] // 8, images.shape[3] // 8
-            images = images[:, :, 3 * down : 7 * down, 2 * right : 6 * right]
+            height, width = images.shape[2:]
+            images = images[:, :, 3 * height // 8 : 7 * height // 8, 2 * width // 8 : 6 * width // 8]
         if (edge := min(made_size(self.G))) > LARGEST_EDGE:
             images = torch.nn.functional.avg_pool2d(images, edge // LARGEST_EDGE)
         return to_rgb_float(images.to(torch.float32) * 127.5 + 127.5)

@@ -115,7 +115,7 @@ def test_one_image_unlike_the_others_in_a_folder(refused_training, tmp_path):
 
 @pytest.mark.parametrize("size", [(13, 13), (8, 17), (2, 2)])
 def test_odd_resolutions(refused_training, tmp_path, size):
-    found = f"img00000000.png in {tmp_path / 'bad.zip'} is {size[0]}x{size[1]} pixels; images must be of a size that can be halved"
+    found = f"img00000000.png in {tmp_path / 'bad.zip'} is {size[0]}x{size[1]} pixels; images must be of a size up to 8192 that can be halved"
     assert found in refused_training(spoiled(tmp_path, pngs(4, size=size)))
 
 

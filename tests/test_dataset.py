@@ -237,7 +237,7 @@ def test_names_that_point_outside_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize("size", [(16, 9), (25, 25), (2, 2)])
 def test_odd_resolution(tmp_path, size):
-    with pytest.raises(UserError, match=rf"is {size[0]}x{size[1]} pixels; images must be of a size that can be halved"):
+    with pytest.raises(UserError, match=rf"is {size[0]}x{size[1]} pixels; images must be of a size up to 8192 that can be halved"):
         broken_set(tmp_path, pngs(1, size=size))
 
 

@@ -17,6 +17,7 @@ import projector
 import style_mixing
 from dnnlib import UserError
 from experiments.report import run_pictures
+from metrics.detectors.embedded import load_embedded
 from metrics.latent_identification import latent_identification
 from metrics.perceptual_path_length import perceptual_path_length
 from metrics.sides import DataSide, GeneratorSide
@@ -26,6 +27,8 @@ from training import config
 from training.augment import AUGPIPE_PRESETS, AugmentPipe
 from training.networks import Discriminator, Generator, build_network, load_network, network_record
 from training.options import Options
+from training.perceptual import PerceptualDistance, embedded_maps
+from training.transfer import OTHER_GRID, copy_matching
 
 SHORT = dict(batch=252, kimg=1)  # 4 steps
 NARROW = dict(channel_base=64, channel_max=8)
@@ -45,7 +48,7 @@ def test_sizes_are_starting_grids_doubled():
             assert start_of(*size_of(4 << step, start)) == (4 << step, start)
 
 
-@pytest.mark.parametrize(("height", "width"), [(3, 8), (0, 0), (9, 9), (16, 17), (4, 65), (1080, 1920)])
+@pytest.mark.parametrize(("height", "width"), [(3, 8), (0, 0), (9, 9), (16, 17), (4, 65), (1080, 1920), (1024, 16384)])
 def test_no_network_makes_these(height, width):
     assert start_of(height, width) is None
 
@@ -244,7 +247,7 @@ def test_measures_look_at_the_whole_image(network, folder):
 
     assert perceptual_path_length(G, data, CPU, distance=distance, num_samples=2, batch=2) > 0
     perceptual_path_length(G, data, CPU, distance=distance, num_samples=2, batch=2, crop=True)
-    assert set(sizes) == {(8, 12), (4, 4)}
+    assert set(sizes) == {(8, 12), (4, 6)}
     assert 0 <= latent_identification(G, data, CPU, steps=2, held_out=2, batch=4) <= 1
 
 
@@ -257,6 +260,39 @@ def test_a_network_of_one_shape_continues_one_of_another(network, folder, tmp_pa
     square = write_data(tmp_path / "square.zip", count=30, size=8)
     tiny_run(square, tmp_path / "run", **SHORT, resume=str(network))
     assert load_network(tmp_path / "run" / "network-snapshot-000001.safetensors").G.img_size == (8, 8)
+
+
+def test_weights_of_places_are_not_taken_from_another_grid():
+    """4x6 and 6x4 have as many places."""
+    wide, tall = (Discriminator(0, 16, 3, **NARROW, start_grid=start) for start in ((4, 6), (6, 4)))
+    before = tall.b4.fc.weight.detach().clone()
+    copied = copy_matching(wide, tall, "D")
+    assert [(misfit.name, misfit.why) for misfit in copied.misfits] == [("b4.fc.weight", OTHER_GRID)]
+    assert torch.equal(tall.b4.fc.weight, before) and torch.equal(tall.b4.conv.weight, wide.b4.conv.weight)
+    wide, tall = (PairingNetwork(8, 16, 3, start_grid=start) for start in ((4, 6), (6, 4)))
+    assert [misfit.name for misfit in copy_matching(wide, tall, "P").misfits] == ["image_head.0.weight"]
+
+
+@pytest.mark.parametrize("resolution", [[8, 12], [192, 320], [320, 192], [160, 160], [448, 640]])
+def test_an_archived_sheet_has_the_rows_of_the_run(tmp_path, resolution):
+    height, width = resolution
+    PIL.Image.new("RGB", (8 * width, 6 * height)).save(tmp_path / "fakes000001.png")
+    options = {"training_set_kwargs.resolution": resolution}
+    block = run_pictures.read_block(tmp_path / "fakes000001.png", options)
+    block.image.save(tmp_path / f"fakes000001{run_pictures.ARCHIVED}")
+    again = run_pictures.read_block(tmp_path / f"fakes000001{run_pictures.ARCHIVED}", options)
+    assert (again.rows, again.columns) == (block.rows, block.columns) and min(block.rows, block.columns) > 0
+
+
+@pytest.mark.parametrize("size", [(12, 8), (40, 70), (300, 520)])
+def test_perceptual_distances_do_not_prefer_a_direction(size):
+    seen = []
+    distance = PerceptualDistance("shapes", lambda images: seen.append(tuple(images.shape[2:])) or images.flatten(1))
+    for shape in (size, size[::-1]):
+        distance.look(torch.zeros(1, 3, *shape))
+    assert seen[0] == seen[1][::-1] and min(seen[0]) == min(*size, 256)
+    network, images = load_embedded(CPU), torch.rand(1, 3, *size) * 255
+    assert embedded_maps(network, images).shape == embedded_maps(network, images.transpose(2, 3)).shape
 
 
 def test_conversion(tmp_path):

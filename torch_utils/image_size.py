@@ -10,7 +10,8 @@ from typing import Any
 
 SQUARE = (4, 4)
 MOST = 64  # pixels along the longer side of a starting grid
-SIZES = f"of a size that can be halved evenly until the shorter side is 4 to 7 pixels and the longer one {MOST} at most, such as 256x256 or 320x192"
+LARGEST = 8192  # pixels along a side of an image
+SIZES = f"of a size up to {LARGEST} that can be halved evenly until its sides are 4 to 7 and 4 to {MOST} pixels, such as 256x256 or 320x192"
 
 
 def start_of(height: int, width: int) -> tuple[int, tuple[int, int]] | None:
@@ -20,7 +21,7 @@ def start_of(height: int, width: int) -> tuple[int, tuple[int, int]] | None:
     """
     steps = _steps(height, width)
     start = height >> steps, width >> steps
-    fits = min(start) >= 4 and max(start) <= MOST and size_of(4 << steps, start) == (height, width)
+    fits = min(start) >= 4 and max(start) <= MOST and max(height, width) <= LARGEST and size_of(4 << steps, start) == (height, width)
     return (4 << steps, start) if fits else None
 
 
@@ -39,6 +40,7 @@ def written_size(value: Any) -> tuple[int, int] | None:
 
 def nearest_size(height: int, width: int) -> tuple[int, int]:
     """The largest (height, width) of nearly the same shape that networks can make and that an image of this size holds, at least 4x4."""
+    height, width = min(height, LARGEST), min(width, LARGEST)
     steps = _steps(height, width)
     start = max(min(height >> steps, MOST), 4), max(min(width >> steps, MOST), 4)
     return size_of(4 << steps, start)

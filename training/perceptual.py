@@ -33,10 +33,14 @@ class PerceptualDistance:
     features: Callable[[torch.Tensor], torch.Tensor]
 
     def look(self, images: torch.Tensor) -> torch.Tensor:
-        """Features [N, F] of images [N, C, R, R] in about -1..1, C = 1 to 4. Raises UserError for other numbers of channels."""
+        """Features [N, F] of images [N, C, H, W] in about -1..1, C = 1 to 4, seen with a shorter side of 256 at most.
+
+        Raises:
+            UserError: another number of channels.
+        """
         images = to_rgb_float(images.to(torch.float32) * 127.5 + 127.5)
-        if images.shape[2] > LARGEST_EDGE:
-            images = F.interpolate(images, size=(LARGEST_EDGE, LARGEST_EDGE), mode="area")
+        if min(images.shape[2:]) > LARGEST_EDGE:
+            images = F.interpolate(images, size=_with_shorter_side(images, LARGEST_EDGE), mode="area")
         return self.features(images)
 
     @staticmethod
@@ -83,7 +87,7 @@ def embedded_maps(network: embedded.EmbeddedDetector, images: torch.Tensor) -> t
     """What the embedded detector sees in every place of its layers, laid out for squared distances as LPIPS does it (Zhang et al. 2018, eq. 1).
 
     Every layer's channels are scaled to unit length in each place, and places are averaged. The network was made for 32x32 pixels, so
-    larger images are seen at 32, 64, ... up to their own size, smaller ones enlarged to 32.
+    larger images are seen with a shorter side of 32, 64, ... as far as they have so many pixels, smaller ones enlarged to 32.
 
     Args:
         network: the detector, on the device of the images.
@@ -92,12 +96,12 @@ def embedded_maps(network: embedded.EmbeddedDetector, images: torch.Tensor) -> t
     Returns:
         float32 [N, F], differentiable; F depends on H and W only.
     """
-    edge, largest = embedded.RESOLUTION, max(images.shape[2], embedded.RESOLUTION)
+    edge, largest = embedded.RESOLUTION, max(min(images.shape[2:]), embedded.RESOLUTION)
     rows = []
     while edge <= largest:
-        seen = images
-        if images.shape[2:] != (edge, edge):
-            seen = F.interpolate(images, size=(edge, edge), mode="bilinear", align_corners=False, antialias=True)
+        seen, size = images, _with_shorter_side(images, edge)
+        if images.shape[2:] != size:
+            seen = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
         x = F.relu(network.stem((seen / 255 - embedded.PIXEL_CENTER) / embedded.PIXEL_SCALE))
         rows.append(_unit_rows(x))
         for unit in network.trunk:
@@ -105,6 +109,13 @@ def embedded_maps(network: embedded.EmbeddedDetector, images: torch.Tensor) -> t
             rows.append(_unit_rows(x))
         edge *= 2
     return torch.cat(rows, dim=1)
+
+
+def _with_shorter_side(images: torch.Tensor, edge: int) -> tuple[int, int]:
+    """(height, width) of images [N, C, H, W] once their shorter side is scaled to this many pixels."""
+    height, width = images.shape[2:]
+    shorter = min(height, width)
+    return round(height * edge / shorter), round(width * edge / shorter)
 
 
 def _unit_rows(x: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ Padding = tuple[int, int, int, int]  # left, right, top, bottom; negative values
 
 
 class PlainGenerator(nn.Module):
-    """z [N, z_dim], c [N, c_dim] and truncation [] to images float32 [N, img_channels, R, R] in about -1..1.
+    """z [N, z_dim], c [N, c_dim] and truncation [] to images float32 [N, img_channels, H, W] in about -1..1.
 
     Args:
         G: the generator, with a running mean of w; it is copied and left as it is.

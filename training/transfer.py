@@ -15,12 +15,15 @@ from torch import nn
 
 from dnnlib import UserError
 from dnnlib.download import fetch
+from torch_utils.image_size import SQUARE
 from training.networks import load_network
 from training.state import TrainingState
 
 NETWORKS = ("G", "D", "G_ema", "P")
 NEEDED = ("G", "D", "G_ema")
-OTHER_SHAPE, ONLY_HERE, ONLY_THERE = "other shape", "only here", "only there"
+OTHER_SHAPE, OTHER_GRID, ONLY_HERE, ONLY_THERE = "other shape", "other starting grid", "only here", "only there"
+# What has a weight for each place of the starting grid: 4x6 and 6x4 have as many.
+PLACED = ("b4.fc.weight", "image_head.0.weight")
 # Settings that give tensors of one shape another meaning: (what it is called, how it is read off a module that has it).
 MEANINGS = {
     "layers of the mapping network": ("num_layers", "mapping"),
@@ -44,8 +47,10 @@ class Misfit:
 
     @property
     def why(self) -> str:
-        """OTHER_SHAPE, ONLY_HERE or ONLY_THERE."""
-        return ONLY_HERE if self.there is None else ONLY_THERE if self.here is None else OTHER_SHAPE
+        """OTHER_SHAPE, OTHER_GRID (equal shapes), ONLY_HERE or ONLY_THERE."""
+        if self.there is None or self.here is None:
+            return ONLY_HERE if self.there is None else ONLY_THERE
+        return OTHER_GRID if self.there == self.here else OTHER_SHAPE
 
     @property
     def place(self) -> str:
@@ -74,12 +79,16 @@ class Copied:
 
 
 def copy_matching(source: nn.Module, target: nn.Module, network: str = "") -> Copied:
-    """Copies tensors of equal name and shape, parameters and buffers, from one network to another; the others of `target` stay as they are."""
+    """Copies tensors of equal name and shape, parameters and buffers, from one network to another; the others of `target` stay as they are.
+
+    So do those that see the places of another starting grid, whatever their shape.
+    """
     theirs, ours = source.state_dict(), target.state_dict()
+    other_places = PLACED if getattr(source, "start_grid", SQUARE) != getattr(target, "start_grid", SQUARE) else ()
     copied, misfits = [], []
     with torch.no_grad():
         for name, tensor in ours.items():
-            if name in theirs and theirs[name].shape == tensor.shape:
+            if name in theirs and theirs[name].shape == tensor.shape and name not in other_places:
                 tensor.copy_(theirs[name])
                 copied.append(name)
             else:

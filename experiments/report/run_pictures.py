@@ -88,13 +88,12 @@ def read_block(path: pathlib.Path, options: Mapping[str, Any]) -> Block:
     """
     sheet, cut_already = read_picture(path), path.suffix == ARCHIVED
     height, width = written_size(options.get("training_set_kwargs.resolution")) or (0, 0)
-    if cut_already and width > CELL:
-        height, width = round(height * CELL / width), CELL
-    if min(height, width) <= 0 or sheet.width % width or sheet.height % height:
-        return Block(at_most(sheet, BLOCK[0]))
-    if cut_already:
-        return Block(sheet, sheet.height // height, sheet.width // width)
     shown = min(width, CELL)
+    if cut_already and width and sheet.width % shown == 0:
+        # It was scaled as a whole, so that the height of a row need not be whole.
+        return Block(sheet, max(round(sheet.height * width / (shown * height)), 1), sheet.width // shown)
+    if cut_already or not width or sheet.width % width or sheet.height % height:
+        return Block(at_most(sheet, BLOCK[0]))
     columns = min(MOST_CELLS[0], max(BLOCK[0] // shown, 1), sheet.width // width)
     rows = min(MOST_CELLS[1], max(BLOCK[1] * width // (shown * height), 1), sheet.height // height)
     return Block(at_most(sheet.crop((0, 0, columns * width, rows * height)), columns * shown), rows, columns)

@@ -15,6 +15,7 @@ from dnnlib.download import discard
 from pairing.network import PairingNetwork
 from torch_utils import checkpoint, legacy
 from torch_utils.checkpoint import NetworkRecord
+from torch_utils.image_size import LARGEST, written_size
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
 
@@ -25,11 +26,10 @@ CLASSES: dict[str, type[nn.Module]] = {
 }
 # What constructor arguments may be; the sizes that they imply are held against the stored tensors before anything is allocated.
 MAX_NUMBER, MAX_LAYERS, MAX_TAPS = 1 << 24, 64, 64
-MAX_RESOLUTION = 1 << 13  # without noise inputs no stored tensor need grow with it
 FRACTIONS = ("conv_clamp", "lr_multiplier", "w_avg_beta")
 WORDS = ("architecture", "activation", "low_precision")
 BUILD_ERRORS = (TypeError, ValueError, LookupError, RuntimeError, AttributeError, ArithmeticError, AssertionError)
-DATASET_KINDS = {"path": str, "use_labels": bool, "max_size": int, "xflip": bool, "random_seed": int, "resolution": int | list}
+DATASET_KINDS = {"path": str, "use_labels": bool, "max_size": int, "xflip": bool, "random_seed": int}
 CLASS_NAMES = {cls: name for name, cls in CLASSES.items()}
 
 
@@ -56,8 +56,8 @@ def build_network(record: NetworkRecord, what: str = "the network") -> nn.Module
             raise ValueError(f"its {odd[0]} is of {record.tensors[odd[0]].dtype}")
         with torch.device("meta"):  # where no memory is taken and no random number drawn
             module = CLASSES[record.class_name](**record.kwargs)
-        if max(getattr(module, "img_size", (0, 0))) > MAX_RESOLUTION:
-            raise ValueError(f"its images are {module.img_size[1]}x{module.img_size[0]}, where {MAX_RESOLUTION} pixels are the most along a side")
+        if max(getattr(module, "img_size", (0, 0))) > LARGEST:  # without noise inputs no stored tensor need grow with it
+            raise ValueError(f"its images are {module.img_size[1]}x{module.img_size[0]}, where {LARGEST} pixels are the most along a side")
         module.load_state_dict(record.tensors, assign=True)
         module.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in record.tensors.items()}, assign=True)
     except BUILD_ERRORS as error:
@@ -85,7 +85,7 @@ def _is_usable(name: str, value: Any) -> bool:
         return isinstance(value, list | tuple) and len(value) == 2  # the networks look at the numbers
     if isinstance(value, float):
         return name in FRACTIONS
-    most = MAX_LAYERS if name.endswith("layers") else MAX_RESOLUTION if name == "img_resolution" else MAX_NUMBER
+    most = MAX_LAYERS if name.endswith("layers") else LARGEST if name == "img_resolution" else MAX_NUMBER
     return isinstance(value, int) and 0 <= value <= most
 
 
@@ -101,7 +101,7 @@ def _check_meta(meta: Mapping[str, Any], path: str | os.PathLike) -> None:
     found = meta.get("training_set_kwargs")
     kwargs = {} if found is None else found
     fits = isinstance(kwargs, dict) and all(kwargs.get(name) is None or isinstance(kwargs[name], kind) for name, kind in DATASET_KINDS.items())
-    if not fits:
+    if not fits or (kwargs.get("resolution") is not None and written_size(kwargs["resolution"]) is None):
         raise UserError(f"{path} describes its training set by {str(found)[:100]!r}; path, use_labels and the like are expected")
 
 
