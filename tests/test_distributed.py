@@ -66,7 +66,7 @@ def _rank(rank, file, results):
         module[0].weight.grad = None
     count = exchange_gradients(module.parameters())
     results[rank] = (int(count), [p.grad.clone() for p in module.parameters()])
-    dist.destroy_process_group()
+    distributed.leave()  # together: a rank that goes while another still talks to it may abort
 
 
 def test_two_ranks_get_the_mean(tmp_path):
