@@ -1,12 +1,13 @@
 """Networks of StyleGAN2 and StyleGAN2-ADA for TensorFlow, as records of this project's networks.
 
 A file of those programs holds three networks, each as source text, which nothing here runs, constructor arguments, and variables by name. All
-sizes are read off the variables; of the arguments only those count that no variable shows. What is in the file and would
-not be in the record is refused rather than left out.
+sizes are read off the variables; of the arguments only those count that no variable shows. A variable or an argument of a network that would
+not be in the record is refused rather than left out; the arguments of its parts are copies of them and are not looked at.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,12 +22,12 @@ from torch_utils.safe_pickle import RefusedPickle
 
 TENSORFLOW_NETWORK = "dnnlib.tflib.network.Network"
 LOWEST_VERSION = 4  # StyleGAN2's; 3 is the first StyleGAN's
-MAX_VARIABLES = 1000  # of a network, and parts of it; a synthesis network for 1024x1024 pixels has some 140, a generator 2
+MAX_VARIABLES = 1000  # of a network; a synthesis network for 1024x1024 pixels has some 140
 DEFAULT_FILTER = (1, 3, 3, 1)
 # Arguments that the variables show by their shapes or names.
 SIZES = frozenset(
     [
-        *("latent_size", "label_size", "dlatent_size", "resolution", "num_channels", "architecture", "use_noise", "mbstd_num_features"),
+        *("latent_size", "label_size", "dlatent_size", "resolution", "num_channels", "architecture", "mbstd_num_features"),
         *("fmap_base", "fmap_max", "fmap_min", "fmap_decay", "mapping_layers", "mapping_fmaps", "label_fmaps"),
     ]
 )
@@ -38,7 +39,8 @@ PASSING = frozenset(
     ]
 )
 FIXED = {"normalize_latents": True}  # the only value that this architecture has
-LABELS_REFUSED = "holds a {} of the TensorFlow StyleGAN2 with labels, which that one takes in another way than StyleGAN2-ADA"
+PARTS = ("mapping", "synthesis")
+MAX_NAME = 200  # letters of the name of a variable or argument
 
 
 class TensorFlowNetwork:
@@ -57,34 +59,35 @@ class TensorFlowNetwork:
     def version(self) -> int:
         """Of the file format."""
         version = self._state.get("version")
-        return version if type(version) is int else 0
+        return version if type(version) is int and 0 <= version < 1000 else 0
 
     @property
     def function(self) -> str:
-        """Name of the function that built it."""
-        return str(self._state.get("build_func_name"))
+        """Name of the function that built it; empty where the file has none."""
+        name = self._state.get("build_func_name")
+        return name if isinstance(name, str) else ""
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What that function was given."""
         arguments = self._state.get("static_kwargs")
-        if not isinstance(arguments, dict):
-            raise RefusedPickle("holds a TensorFlow network without arguments")
+        if not isinstance(arguments, dict) or not all(isinstance(name, str) and len(name) <= MAX_NAME for name in arguments):
+            raise RefusedPickle("holds a TensorFlow network without a table of arguments")
         return arguments
 
     def variables(self, depth: int = 0) -> dict[str, np.ndarray]:
         """Values by name, those of a part behind its name and a slash."""
         own, parts = self._state.get("variables"), self._state.get("components")
-        if not isinstance(own, list) or not isinstance(parts, dict) or max(len(own), len(parts)) > MAX_VARIABLES or depth > 1:
+        if not isinstance(own, list) or not isinstance(parts, dict) or len(own) > MAX_VARIABLES or depth > 1:
             raise RefusedPickle("holds a TensorFlow network without its table of variables")
         values = {}
         for entry in own:
-            if not isinstance(entry, tuple) or len(entry) != 2 or not isinstance(entry[0], str):
-                raise RefusedPickle("holds a TensorFlow variable without a name")
+            if not isinstance(entry, tuple) or len(entry) != 2 or not isinstance(entry[0], str) or len(entry[0]) > MAX_NAME or entry[0] in values:
+                raise RefusedPickle("holds a TensorFlow variable without a name of its own")
             values[entry[0]] = _value(*entry)
         for name, part in parts.items():
-            if not isinstance(part, TensorFlowNetwork):
-                raise RefusedPickle(f"holds a {type(part).__name__} as a part of a TensorFlow network")
+            if not isinstance(part, TensorFlowNetwork) or name not in PARTS:
+                raise RefusedPickle(f"holds a {type(part).__name__} as a part of a TensorFlow network, whose parts are {' and '.join(PARTS)}")
             values |= {f"{name}/{key}": value for key, value in part.variables(depth + 1).items()}
         return values
 
@@ -127,8 +130,8 @@ class _Reading:
         self._arguments = dict(network.arguments)
         self.tensors: dict[str, torch.Tensor] = {}
         self.taps = self.argument("resample_kernel", list(DEFAULT_FILTER))
-        if not isinstance(self.taps, list) or not self.taps or not all(isinstance(tap, int | float) for tap in self.taps):
-            raise RefusedPickle("gives a TensorFlow network a resample_kernel that is no row of numbers")
+        if not isinstance(self.taps, list) or not all(isinstance(tap, int | float) and math.isfinite(tap) for tap in self.taps) or not sum(self.taps):
+            raise RefusedPickle("gives a TensorFlow network a resample_kernel that is no row of numbers with a sum")
         if any("_lod" in name for name in self._variables):
             raise RefusedPickle("holds a TensorFlow network of progressive growing, which this architecture is not")
 
@@ -141,7 +144,7 @@ class _Reading:
         if isinstance(value, tuple):
             value = list(value)
         numbers = value if isinstance(value, list) and len(value) <= 64 else [value]
-        if not all(number is None or isinstance(number, bool | int | float | str) for number in numbers):
+        if not all(number is None or isinstance(number, float | str) or (isinstance(number, int) and abs(number) < 2**63) for number in numbers):
             raise RefusedPickle(f"gives a {type(value).__name__} as the argument {name} of a TensorFlow network")
         return value
 
@@ -210,13 +213,20 @@ class _Reading:
             self.take(f"{ours}.noise_const", noise, 4, lambda value: value[0, 0])
             self.take(f"{ours}.noise_strength", f"{theirs}/noise_strength", 0)
 
+    def drop_noise(self) -> None:
+        """Forgets the noise of a network that does not use it."""
+        unused = [name for name in self._variables if re.fullmatch(r"synthesis/(noise\d+|.*/noise_strength)", name)]
+        for name in unused:
+            del self._variables[name]
+
     def close(self) -> dict[str, torch.Tensor]:
         """The tensors, once nothing is left that they would have to hold."""
         self._variables.pop("lod", None)  # how far a training of progressive growing had come
         if self._variables:
             raise RefusedPickle(f"holds the TensorFlow variable {ascii(min(self._variables))[1:-1][:100]}, which this architecture does not have")
         for name, value in self._arguments.items():
-            if name not in SIZES | PASSING and value is not None and value is not False and value is not FIXED.get(name):
+            expected = (None, FIXED[name]) if name in FIXED else (None, False)
+            if name not in SIZES | PASSING and not any(value is one for one in expected):
                 raise RefusedPickle(f"gives a TensorFlow network the argument {ascii(name)[1:-1][:100]}, which this architecture does not have")
         return self.tensors
 
@@ -225,7 +235,9 @@ def _generator(network: TensorFlowNetwork) -> NetworkRecord:
     """G_main with its parts `mapping` and `synthesis`."""
     reading = _Reading(network)
     if "mapping/LabelConcat/weight" in reading:
-        raise RefusedPickle(LABELS_REFUSED.format("generator"))
+        raise RefusedPickle("holds a generator of the TensorFlow StyleGAN2 with labels, which that one takes in another way than StyleGAN2-ADA")
+    if not reading.argument("use_noise", True):
+        reading.drop_noise()
     kwargs = _generator_arguments(reading)
     if kwargs["c_dim"]:
         reading.dense("mapping.embed", "mapping/LabelEmbed")
@@ -253,6 +265,7 @@ def _generator_arguments(reading: _Reading) -> dict[str, Any]:
     top = resolutions[-1]
     layers = reading.count("mapping/Dense{}/weight")
     labels = reading.shape("mapping/LabelEmbed/weight", 2) if "mapping/LabelEmbed/weight" in reading else (0, 0)
+    beta = reading.argument("w_avg_beta", reading.argument("dlatent_avg_beta", 0.995))  # None there: the mean stays as it is
     first, last = reading.shape("mapping/Dense0/weight", 2), reading.shape(f"mapping/Dense{max(layers - 1, 0)}/weight", 2)
     return {
         "z_dim": first[0] - labels[1],
@@ -266,7 +279,7 @@ def _generator_arguments(reading: _Reading) -> dict[str, Any]:
             "layer_features": first[1],
             "activation": reading.argument("mapping_nonlinearity", "lrelu"),
             "lr_multiplier": reading.argument("mapping_lrmul", 0.01),
-            "w_avg_beta": reading.argument("w_avg_beta", reading.argument("dlatent_avg_beta", 0.995)),
+            "w_avg_beta": 1 if beta is None else beta,
         },
         "synthesis_kwargs": _widths(reading, [(4, "synthesis/4x4/Conv"), *((res, f"synthesis/{res}x{res}/Conv1") for res in resolutions[1:])])
         | {
@@ -312,7 +325,7 @@ def _discriminator_arguments(reading: _Reading) -> dict[str, Any]:
     labels = reading.shape("LabelEmbed/weight", 2) if "LabelEmbed/weight" in reading else (0, 0)
     outputs = reading.shape("Output/weight", 2)[1]
     if outputs != 1 and not labels[0]:
-        raise RefusedPickle(LABELS_REFUSED.format("discriminator"))
+        raise RefusedPickle(f"holds a TensorFlow discriminator of {outputs} outputs that embeds no labels, in another way than StyleGAN2-ADA")
     layers = reading.count("Mapping{}/weight")
     activation = reading.argument("nonlinearity", "lrelu")
     kernel = reading.shape("4x4/Conv/weight", 4)
