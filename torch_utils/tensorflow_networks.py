@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from torch_utils.checkpoint import NetworkRecord
+from torch_utils.layers import DEFAULT_FILTER
 from torch_utils.ops.upfirdn2d import setup_filter
 from torch_utils.pickle_builders import NumpyArray
 from torch_utils.safe_pickle import RefusedPickle
@@ -23,7 +24,6 @@ from torch_utils.safe_pickle import RefusedPickle
 TENSORFLOW_NETWORK = "dnnlib.tflib.network.Network"
 LOWEST_VERSION = 4  # StyleGAN2's; 3 is the first StyleGAN's
 MAX_VARIABLES = 1000  # of a network; a synthesis network for 1024x1024 pixels has some 140
-DEFAULT_FILTER = (1, 3, 3, 1)
 # Arguments that the variables show by their shapes or names.
 SIZES = frozenset(
     [
