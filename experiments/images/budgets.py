@@ -119,6 +119,12 @@ def _r1_sweep(kimg: int) -> dict[str, Regime]:
     return {name: Regime(kimg, r1=R1(gamma, "part of the search for R1's weight")) for name, gamma in weights.items()}
 
 
+def _r1_on_few(kimg: int, share: float = 1) -> dict[str, Regime]:
+    """ADA's runs on 2,000 images, whose own weight is a tenth of the others', at theirs."""
+    r1 = R1(0.1, "the weight of the runs without augmentation, to tell its part from that of the method")
+    return {"subset-2000-r1-.1": Regime(kimg, marks=(kimg // 2,), subset=round(2000 * share), r1=r1)}
+
+
 def _subsets(few: int, more: int, share: float = 1) -> dict[str, Regime]:
     """The collapse-prone regime: few images, where the fewer they are the sooner figures turn down.
 
@@ -148,7 +154,13 @@ _ALL = (
         columns={**_prdc("prdc10k5"), "worst class": _LATENTS["worst class"], **_NEAREST},
         seeds=1,
         r1=_R1,
-        regimes={"noaug": Regime(1, marks=(0,)), "ada": Regime(1, marks=(0,)), **_subsets(1, 1, share=0.04), **_r1_sweep(1)},
+        regimes={
+            "noaug": Regime(1, marks=(0,)),
+            "ada": Regime(1, marks=(0,)),
+            **_subsets(1, 1, share=0.04),
+            **_r1_sweep(1),
+            **_r1_on_few(1, share=0.04),
+        },
         same={"noaug-long": "noaug"},
         data="",
         note="Figures of the smoke budget say that everything runs, and nothing about the methods.",
@@ -164,7 +176,7 @@ _ALL = (
         columns={**_prdc("prdc10k5"), "FID": ("fid10k", ""), **_LATENTS, **_NEAREST},
         seeds=3,
         r1=_R1,
-        regimes={"noaug": Regime(60, marks=(30,)), "ada": Regime(60, marks=(30,)), **_subsets(240, 300), **_r1_sweep(60)},
+        regimes={"noaug": Regime(60, marks=(30,)), "ada": Regime(60, marks=(30,)), **_subsets(240, 300), **_r1_sweep(60), **_r1_on_few(300)},
         same={"noaug-long": "noaug"},
         data="datasets/cifar10-train.zip",
         note="A small network and a small detector; precision, recall and coverage with k = 5, single classes and collisions with k = 3; FID of "
@@ -189,6 +201,7 @@ _ALL = (
             "ada": Regime(25000, marks=(15000,)),
             **_subsets(4000, 4000),
             **_r1_sweep(8000),
+            **_r1_on_few(4000),
         },
         data="datasets/cifar10-train.zip",
         precision="auto",

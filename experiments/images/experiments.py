@@ -181,6 +181,16 @@ _ALL = (
         "R1's weight without augmentation, by plain StyleGAN2's FID.",
         tuple(Row("StyleGAN2", setting, label=label) for setting, label in (("r1-.01", "R1 .01"), ("noaug", "R1 .1"), ("r1-1", "R1 1"))),
     ),
+    ImageExperiment(
+        "r1-weight-2000",
+        "ADA on 2,000 images: does a larger R1 weight keep the collapse away by itself?",
+        tuple(
+            Row(f"{method}-ADA", setting, label=f"{method}-ADA, {label}")
+            for setting, label in (("subset-2000", "R1 .01"), ("subset-2000-r1-.1", "R1 .1"))
+            for method in _PAIR
+        ),
+        (*COLUMNS, "gap", "spacing", "collision"),
+    ),
 )
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
 
