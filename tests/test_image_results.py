@@ -24,9 +24,9 @@ from experiments.report.tables import figure_text
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Tables 3, 4, B and C at the smoke budget under three seeds, made by stand-ins. Returns the results folder."""
+    """Tables 3, 4, B and C and both of R1's weight at the smoke budget under three seeds, made by stand-ins. Returns the results folder."""
     folder = tmp_path_factory.mktemp("made")
-    plan = smoke_plan(folder / "out", "table3", "table4", "tableB", "tableC", "r1-weight", seeds=3)
+    plan = smoke_plan(folder / "out", "table3", "table4", "tableB", "tableC", "r1-weight", "r1-weight-2000", seeds=3)
     before, work.SCRIPTS = work.SCRIPTS, stand_ins(folder / "scripts", plan)
     try:
         assert run_plan(plan, How(workers=4)) == []
@@ -97,6 +97,12 @@ def test_rows_are_set_against_their_baseline_within_seeds(out):
 def test_rows_of_other_r1_weights_are_set_against_the_usual_one(out):
     found = table(out, "r1-weight").differences
     assert {(one.method, one.baseline) for one in found} == {("R1 .01", "R1 .1"), ("R1 1", "R1 .1")} and {one.seeds for one in found} == {3}
+    few = table(out, "r1-weight-2000").differences
+    assert {(one.method, one.baseline) for one in few} == {
+        ("Pairing-GAN-ADA", "StyleGAN2-ADA"),
+        ("StyleGAN2-ADA, R1 .1", "StyleGAN2-ADA, R1 .01"),
+        ("Pairing-GAN-ADA, R1 .1", "StyleGAN2-ADA, R1 .1"),
+    }
 
 
 def test_tables_say_what_was_trained_on(out):

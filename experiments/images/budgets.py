@@ -30,12 +30,14 @@ class Regime:
         marks: kimg at which tables look at a run, besides its end, which is the last of them.
         subset: images trained on; None: all. Such runs are measured against all images.
         r1: instead of the budget's.
+        usual: the setting that differs in nothing but the budget's own R1 weight; empty without `r1`.
     """
 
     kimg: int
     marks: tuple[int, ...] = ()
     subset: int | None = None
     r1: R1 | None = None
+    usual: str = ""
 
     @property
     def all_marks(self) -> tuple[int, ...]:
@@ -116,13 +118,13 @@ _NEAREST = {name: ("nearest10k", f"_{name}") for name in ("gap", "spacing")}
 def _r1_sweep(kimg: int) -> dict[str, Regime]:
     """StyleGAN2 without augmentation under other R1 weights, which decides the weight for all methods."""
     weights = {"r1-.01": 0.01, "r1-1": 1.0}
-    return {name: Regime(kimg, r1=R1(gamma, "part of the search for R1's weight")) for name, gamma in weights.items()}
+    return {name: Regime(kimg, r1=R1(gamma, "part of the search for R1's weight"), usual="noaug") for name, gamma in weights.items()}
 
 
 def _r1_on_few(kimg: int, share: float = 1) -> dict[str, Regime]:
     """ADA's runs on 2,000 images, whose own weight is a tenth of the others', at theirs."""
     r1 = R1(0.1, "the weight of the runs without augmentation, to tell its part from that of the method")
-    return {"subset-2000-r1-.1": Regime(kimg, marks=(kimg // 2,), subset=round(2000 * share), r1=r1)}
+    return {"subset-2000-r1-.1": Regime(kimg, marks=(kimg // 2,), subset=round(2000 * share), r1=r1, usual="subset-2000")}
 
 
 def _subsets(few: int, more: int, share: float = 1) -> dict[str, Regime]:

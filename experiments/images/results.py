@@ -84,7 +84,8 @@ class Difference:
 
     Attributes:
         method: of the row, or its label where it is told by its R1 weight.
-        baseline: of the other one, StyleGAN2 with the same augmentation in the same setting at the same length.
+        baseline: of the other one, StyleGAN2 with the same augmentation in the same setting at the same length; of StyleGAN2 under another R1
+            weight, StyleGAN2 under the usual one.
         column: of the figure.
         mean: of the row's figure less the baseline's over the seeds that both have.
         interval: of the mean, 95%; None where the seeds spread too little to tell.
@@ -305,18 +306,18 @@ class _Loader:
         return values
 
     def _differences(self, experiment: ImageExperiment, rows: Sequence[TableRow], columns: Sequence[str]) -> tuple[Difference, ...]:
-        """Of every row from the StyleGAN2 of its augmentation, setting and length; of one with an R1 weight of its own from that with the usual."""
+        """Of every row from the StyleGAN2 of its augmentation, setting and length; of StyleGAN2 with another R1 weight from that with the usual."""
         found = []
         for row, shown in zip(experiment.rows, rows):
             name = BASELINE + ("-ADA" if row.method.endswith("-ADA") else "")
             setting = self.budget.setting(row.setting)
-            other_r1 = bool(row.method) and self.budget.regimes[setting].r1 is not None
-            wanted = name, "noaug" if other_r1 else setting, row.mark
+            usual = self.budget.regimes[setting].usual if row.method else ""
+            wanted = name, usual if usual and row.method == name else setting, row.mark
             pairs = [pair for pair in zip(experiment.rows, rows) if (pair[0].method, self.budget.setting(pair[0].setting), pair[0].mark) == wanted]
-            if not row.method or (row.method == name and not other_r1) or not pairs:
+            if not row.method or (row.method == name and not usual) or not pairs:
                 continue
             (base, other), own = pairs[0], {run.seed: self._values(run, row, columns) for run in shown.runs}
-            names = (shown.method, other.method) if other_r1 else (row.method, name)
+            names = (shown.method, other.method) if usual else (row.method, name)
             others = {run.seed: self._values(run, base, columns) for run in other.runs}
             for column in columns:
                 gains = [own[seed][column] - others[seed][column] for seed in own if column in own[seed] and column in others.get(seed, {})]
