@@ -108,18 +108,23 @@ def main(out: pathlib.Path) -> int:
     if not torch.cuda.is_available():
         raise UserError("gpu-check needs a CUDA device that torch can use, and there is none; python -m torch_utils.doctor says what is missing")
     result: dict[str, Any] = {"machine": describe_machine(), "ops": build_ops()}
-    print(f"{result['machine']['gpu']}: ops {result['ops']}", flush=True)
+    _tell(f"{result['machine']['gpu']}: ops {result['ops']}", result, out)
     result["tests"] = run_tests()
-    print(f"tests: {result['tests']['summary']}", flush=True)
     result["benchmarks"] = []
+    _tell(f"tests: {result['tests']['summary']}", result, out)
     for command in BENCHMARKS:
         result["benchmarks"].append(run_benchmark(command))
-        print(json.dumps(result["benchmarks"][-1]), flush=True)
-        atomic_write_text(out, json.dumps(result, indent=1) + "\n")
+        _tell(json.dumps(result["benchmarks"][-1]), result, out)
     failed = [b["command"] for b in result["benchmarks"] if "error" in b]
     good = result["tests"]["good"] and not failed and not any("error" in outcome for outcome in result["ops"].values())
     print(f"{out}: {'all well' if good else 'some of it failed'}")
     return 0 if good else 1
+
+
+def _tell(line: str, result: dict[str, Any], out: pathlib.Path) -> None:
+    """Prints a line and writes down all so far: the next program may take longer than the machine is there."""
+    print(line, flush=True)
+    atomic_write_text(out, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

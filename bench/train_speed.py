@@ -164,9 +164,9 @@ def pairing_cost(paired: TrainingState, plain: TrainingState, plain_step: float,
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory used so far: of the process, or of the GPU; of Apple's GPUs what the driver holds now."""
+    """The most memory used so far: of the process, or of the GPU, with what CUDA graphs hold; of Apple's GPUs what the driver holds now."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return torch.cuda.max_memory_reserved(device) / 2**30
     if device.type == "mps":
         return torch.mps.driver_allocated_memory() / 2**30
     # Kilobytes on Linux, bytes on macOS.

@@ -258,22 +258,31 @@ def full_precision() -> Iterator[None]:
 
     What it does not reach are convolutions of a TorchScript file that was traced with TF32 on: tracing writes that down in the file.
     """
-    settings = [(place, name, getattr(place, name)) for place, name, _ in _precision_settings()]
+    flags, names = _tf32_settings()
+    before = [(place, name, value) for place, name in (*flags, *names) if (value := _setting(place, name)) is not None]
     try:
-        for place, name, full in _precision_settings():
-            setattr(place, name, full)
+        # A flag sets the names, too, so that afterwards the two agree: PyTorch raises an error where it reads a flag that its names contradict.
+        for place, name in flags:
+            setattr(place, name, False)
+        for place, name in names:
+            setattr(place, name, "ieee")
         yield
     finally:
-        for place, name, value in settings:
+        for place, name, value in before:
             setattr(place, name, value)
 
 
-def _precision_settings() -> list[tuple[Any, str, Any]]:
-    """(where, name, value for full precision) of what decides on TF32: since PyTorch 2.9 a name per operator, before a flag per library.
-
-    The new names cannot be mixed with the old flags: once one of them has been set, the flags may not even be read.
-    """
+def _tf32_settings() -> tuple[list[tuple[Any, str]], list[tuple[Any, str]]]:
+    """(where, name) of what decides on TF32: a flag per library and, since PyTorch 2.9, a name per operator."""
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    if hasattr(products, "fp32_precision") and hasattr(getattr(convolutions, "conv", None), "fp32_precision"):
-        return [(products, "fp32_precision", "ieee"), (convolutions.conv, "fp32_precision", "ieee")]
-    return [(products, "allow_tf32", False), (convolutions, "allow_tf32", False)]
+    operators = products, getattr(convolutions, "conv", None), getattr(convolutions, "rnn", None)
+    names = [(operator, "fp32_precision") for operator in operators if hasattr(operator, "fp32_precision")]
+    return [(products, "allow_tf32"), (convolutions, "allow_tf32")], names
+
+
+def _setting(place: Any, name: str) -> Any:
+    """What is set; None where that cannot be read, since a flag and the names contradict each other already."""
+    try:
+        return getattr(place, name)
+    except RuntimeError:
+        return None

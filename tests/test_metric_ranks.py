@@ -129,7 +129,7 @@ def test_what_fails_on_one_rank_fails_on_all_alike(scripts, tmp_path):
 @pytest.mark.parametrize("old", [False, True])
 def test_full_precision_is_switched_on_and_the_settings_come_back(old):
     """Whether TF32 was allowed by the flags of before PyTorch 2.9 or by the names since."""
-    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         if old:
@@ -138,8 +138,10 @@ def test_full_precision_is_switched_on_and_the_settings_come_back(old):
             for place in places:
                 place.fp32_precision = "tf32"
         with full_precision():
-            assert [place.fp32_precision for place in places] == ["ieee", "ieee"]
-        assert [place.fp32_precision for place in places] == ["tf32", "tf32"]
+            assert [place.fp32_precision for place in places] == ["ieee"] * 3
+            # Whoever asks by the flags gets the same answer, and no error about names that contradict them.
+            assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+        assert [place.fp32_precision for place in places] == ["tf32"] * 3
         if old:
             assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
     finally:

@@ -119,7 +119,8 @@ class Progress:
     def _report(self, state: TrainingState, tick_seconds: float) -> None:
         per_kimg = tick_seconds / (state.cur_nimg - self.tick_nimg) * 1e3
         memory = psutil.Process().memory_info().rss / GB
-        gpu = torch.cuda.max_memory_allocated(state.device) / GB if state.device.type == "cuda" else 0.0
+        # What PyTorch holds, since what it has handed out leaves out the memory of CUDA graphs.
+        gpu = torch.cuda.max_memory_reserved(state.device) / GB if state.device.type == "cuda" else 0.0
         if state.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(state.device)
         total = self.seconds()
@@ -144,6 +145,8 @@ class Progress:
 
     def tick(self, state: TrainingState) -> None:
         """Ends a tick: prints the status line and writes statistics. Raises UserError if they cannot be written."""
+        if state.device.type == "cuda":
+            torch.cuda.synchronize(state.device)  # the host may be many replays of CUDA graphs ahead, whose time is this tick's
         tick_seconds = time.time() - self.tick_start
         self._report(state, tick_seconds)
         stats = self.collector.as_dict()
