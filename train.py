@@ -13,7 +13,8 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 import torch
@@ -28,7 +29,7 @@ from metrics.registry import check_detectors, parse_metrics
 from torch_utils import distributed, slurm
 from training import config, run_names
 from training.boards import import_wandb
-from training.options import GroupedCommand, Options, add_options
+from training.options import GroupedCommand, Options, add_options, flag_name
 from training.run_files import RunDir, as_easydict
 from training.stopping import Abandoned
 from training.training_loop import training_loop
@@ -47,7 +48,8 @@ def check_outdir(outdir: str) -> None:
 def check_resume(source: str | None) -> None:
     """Raises UserError if the network to start from is a file that does not exist."""
     if source is not None and not is_url(source) and not os.path.isfile(source):
-        raise UserError(f"--resume={source}: no such file; give a snapshot, a URL or a named source")
+        found = "is a folder" if os.path.isdir(source) else "no such file"
+        raise UserError(f"--resume={source}: {found}; give a snapshot, a URL or a named source")
 
 
 def check_processes(num_gpus: int, device: torch.device) -> None:
@@ -116,7 +118,7 @@ def open_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.device]
     others = sorted(typed - {"continue_run", "kimg", "data", "wandb", "dry_run", "gpus", "rank_timeout", "trust_detector"})
     if others:
         raise UserError(
-            f"--continue-run takes all options but --kimg, --data and --wandb from the run folder; leave out --{others[0].replace('_', '-')}"
+            f"--continue-run takes all options but --kimg, --data and --wandb from the run folder; leave out {flag_name(others[0])}"
         )
     run, args = RunDir.open(options.continue_run, "--continue-run")
     args.run_dir = str(run.path)
@@ -149,14 +151,28 @@ def reopen_run(options: Options, typed: set[str]) -> tuple[EasyDict, torch.devic
         found.total_kimg = wanted.total_kimg  # no step depends on how many follow
     if "wandb" in typed:
         config.report_to(found, options.wandb)
-    for name, old, new in config.differences(found, wanted):
-        now = f"{new!r} in this command" if new is not None else "absent from this command"
-        raise UserError(f"{name} is {old!r} in the run {run.path} and {now}; give the settings of the run, or another --outdir")
+    if different := list(config.differences(found, wanted)):
+        raise UserError(f"{run.path}: {_most_telling(different, typed)}; give the settings of the run, or another --outdir")
     for name, old, new in config.differences(found, wanted, UNSAID):
         print(f"Note: {name} stays {old!r}, as the run was started, not {new!r}.", file=sys.stderr)
     found.run_dir = str(run.path)
     found.training_set_kwargs.path = wanted.training_set_kwargs.path  # the data may have moved; their digest is compared later
     return found, device
+
+
+def _most_telling(different: Sequence[tuple[str, Any, Any]], typed: set[str]) -> str:
+    """Of settings that differ, of which one option may change several, the one that says most: a value of an option, if possible of a given one."""
+    given = {flag_name(name) for name in typed}
+
+    def rank(one: tuple[str, Any, Any]) -> tuple[bool, bool, bool]:
+        name, old, new = one
+        option = config.option_of(name)
+        return isinstance(old or new, Mapping), option is None, option not in given
+
+    name, *values = min(different, key=rank)
+    option = config.option_of(name)
+    then, now = ("absent from" if value is None else f"{value!r} in" for value in values)
+    return f"{f'{option}, {name},' if option else name} is {then} the run and {now} this command"
 
 
 @click.command(cls=GroupedCommand, context_settings={"help_option_names": ["-h", "--help"]})

@@ -137,8 +137,9 @@ def _method(options: Mapping[str, Any]) -> str | None:
     parts = ["StyleGAN2-ADA" if is_finite(options.get("ada_target")) else "StyleGAN2"]
     parts += [f"augmentation at {options['augment_p']:g}"] if is_finite(options.get("augment_p")) else []
     loss = options.get("loss_kwargs") if isinstance(options.get("loss_kwargs"), dict) else {}
-    for name, words in (("pairing_weight", "pairing"), ("ms_weight", "mode seeking"), ("r2_gamma", "R2")):
-        parts += [f"{words} {loss[name]:g}"] if is_finite(loss.get(name)) and loss[name] else []
+    words = {"pairing_weight": "pairing", "ms_weight": "mode seeking", "r2_gamma": "R2"}
+    words |= {name: name.removesuffix("_weight") for name in loss if name.endswith("_weight") and name not in {*words, "pl_weight"}}
+    parts += [f"{words[name]} {loss[name]:g}" for name in words if is_finite(loss.get(name)) and loss[name]]
     parts += ["relativistic"] if loss.get("objective") == "relativistic" else []
     return " + ".join(parts)
 

@@ -259,6 +259,7 @@ def test_impossible_batches_are_refused(typed, message):
         (dict(pairing_weight=0.05, pairing_mode="binary", pairing_extra=9), "--pairing-extra=9 needs --pairing-mode=infonce"),
         (dict(pairing_weight=0.05, pairing_near=0.5), "--pairing-near=0.5 places the negatives of --pairing-extra, which is 0"),
         (dict(pairing_weight=0.05, pairing_warmup=9, pairing_target=0.9), "--pairing-warmup and --pairing-target both move"),
+        (dict(metrics=["fid10k", "coverage_classwise"]), "--metrics=coverage_classwise is a figure per class, and without --cond=1 there are none"),
         (dict(objective="relativistic", aug="ada"), "--objective=relativistic gives D's scores no zero, and --aug=ada goes by their signs"),
     ],
 )

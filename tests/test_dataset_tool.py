@@ -357,6 +357,11 @@ def test_check_prints_a_table(tmp_path, capsys):
         ({"00000/img00000002.png": png(0, size=(8, 8))}, None, r"1 image\(s\) have another size than 16x16 \(first: .*img00000002\.png 8x8"),
         ({"00000/img00000000.png": png(0, mode="LA")}, None, r"1 image\(s\) have another colour mode than RGB \(first: .*img00000000\.png LA"),
         ({"00000/img00000002.png": png(0, size=(16, 9))}, None, r"1 image\(s\) are 16x9 pixels, not of a size up to 8192 that can be halved"),
+        (
+            {f"00000/img0000000{i}.png": png(0, size=(17 + 2 * i, 9)) for i in range(4)},
+            None,
+            r"4 image\(s\) are of 4 sizes \(first: 17x9, 19x9, 21x9\), not of a size up to 8192 that can be halved",
+        ),
         ({"00000/img00000002.png": encode(random_image(1).convert("P"))}, None, r"1 image\(s\) have the colour mode P"),
         ({}, [["00000/img00000000.png", 0]], "no label for 4 of 5"),
         ({}, [["x.png", 0]], "do not exist"),

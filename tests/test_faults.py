@@ -148,11 +148,12 @@ def test_the_same_command_goes_on_with_a_run(place, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--seed=3", "random_seed is 0 in the run {} and 3 in this command; give the settings of the run, or another --outdir"),
-        ("--gamma=3", "loss_kwargs.r1_gamma is"),
-        ("--gpus=2", "batch_gpu is 512 in the run {} and 256 in this command"),
-        ("--pairing-weight=0.1", "P_kwargs is None in the run {} and {{"),
-        ("--mirror=1", "training_set_kwargs.xflip is False in the run {} and True in this command"),
+        ("--seed=3", "{}: --seed, random_seed, is 0 in the run and 3 in this command; give the settings of the run, or another --outdir"),
+        ("--gamma=3", "{}: --gamma, loss_kwargs.r1_gamma, is"),
+        ("--gpus=2", "{}: --gpus, num_gpus, is 1 in the run and 2 in this command"),
+        ("--batch=256", "{}: --batch, batch_size, is 512 in the run and 256 in this command"),
+        ("--pairing-weight=0.1", "{}: --pairing-weight, loss_kwargs.pairing_weight, is absent from the run and 0.1 in this command"),
+        ("--mirror=1", "{}: --mirror, training_set_kwargs.xflip, is False in the run and True in this command"),
     ],
 )
 def test_a_setting_that_matters_is_not_changed_under_way(place, tmp_path, option, sentence):
@@ -241,7 +242,7 @@ def fill(path, leaving):
 @pytest.mark.parametrize("room", [0, 8_192, 131_072], ids=["nothing fits", "a line fits", "a snapshot fits"])
 def test_a_disk_that_is_really_full(place, whole, small_disk, room):
     args = settings(place, small_disk / "run")
-    with pytest.raises(UserError, match=r"cannot write .*(No space left on device|could not be written whole)"):
+    with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
         run_on(args, step=step_with(3, lambda _: fill(small_disk / "filler", room)))
     assert RunDir(args.run_dir).states() == [0]
     (small_disk / "filler").unlink()
@@ -270,7 +271,7 @@ def test_files_that_may_not_grow_end_a_run_whose_last_state_is_good(args, whole,
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
 
     try:
-        with pytest.raises(UserError, match=r"cannot write .*(File too large|could not be written whole)"):
+        with pytest.raises(UserError, match=r"cannot write .*File too large"):
             run_on(args, step=step_with(2, shrink))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -103,6 +103,8 @@ def test_every_run_of_every_experiment_is_a_command_that_train_py_takes(tmp_path
     pairing = next(run for run in plan.runs if run.method == "Pairing-GAN").options
     slower = recognise(pairing | {"P_opt_kwargs": {"lr": 0.001}})
     assert slower.startswith("StyleGAN2, pairing weight 0.05") and slower.endswith("pairing lr 0.001")
+    own_term = recognise(pairing | {"loss_kwargs": pairing["loss_kwargs"] | {"other_weight": 0.3}})
+    assert ", other weight 0.3, " in own_term and own_term not in METHODS
     r3gan = next(run for run in plan.runs if run.method == "R3GAN")
     assert r3gan.options["loss_kwargs"]["r2_gamma"] == r3gan.options["loss_kwargs"]["r1_gamma"] == 0.1
 

@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -89,6 +90,8 @@ def read_networks(path: str | os.PathLike) -> tuple[dict[str, NetworkRecord], di
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
+        if zipfile.is_zipfile(path):
+            raise UserError(f"{path} is a zip file, as training states are; a network snapshot is expected") from error
         raise UserError(f"{path} is damaged or not a safetensors file ({error}); a network snapshot is expected") from error
     description = _parse_description(path, metadata)
     if description["digest"] != tensors_digest(tensors):
@@ -136,12 +139,30 @@ def save_state(path: str | os.PathLike, state: Mapping[str, Any]) -> None:
         TypeError: the state holds something that `load_state` would refuse; the message names its place.
     """
     _check_plain(state, "state")
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        remembering = _Remembering(handle)
         try:
-            with open(temporary, "wb") as handle:
-                torch.save(dict(state), handle)
-        except RuntimeError as error:  # torch's archive writer reports a failed write of the handle this way
-            raise OSError(f"the file could not be written whole ({_first_line(error)})") from error
+            torch.save(dict(state), remembering)
+        except RuntimeError as error:  # torch's archive writer reports a failed write of the handle this way, without its reason
+            raise remembering.error or OSError(f"the file could not be written whole ({_first_line(error)})") from error
+
+
+class _Remembering:
+    """A file opened for writing that keeps the error by which a write failed."""
+
+    def __init__(self, handle: BinaryIO):
+        self._handle = handle
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._handle.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._handle.flush()
 
 
 def load_state(path: str | os.PathLike) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from training.ada import ADA_KIMG, ADA_TARGET
 from training.augment import AUGPIPE_PRESETS
 from training.dataset import ImageFolderDataset
 from training.networks.discriminator import count_freezable
-from training.options import RESUME_SOURCES, Options
+from training.options import RESUME_SOURCES, Options, flag_name
 from training.presets import PRESETS, Preset, for_data
 
 FIGURES = ("_precision", "_recall", "_coverage", "_mean", "_worst")  # what metrics of several figures add to their names; each is better one way
@@ -38,6 +38,25 @@ FIGURES = ("_precision", "_recall", "_coverage", "_mean", "_worst")  # what metr
 NOT_COMPARED = (BOOKKEEPING - {SEED}) | {"device", "ops", "graphs", "compile", "cudnn_benchmark", "path", "precision"}
 # Options that say nothing without a pairing network.
 PAIRING_DETAILS = {field.name for field in dataclasses.fields(Options) if field.name.startswith("pairing_")} - {"pairing_weight"}
+# Options by the settings that they become, where those have other names.
+OPTION_OF = {
+    "P_kwargs": "pairing_weight",
+    "P_opt_kwargs": "pairing_lr",
+    "ada_target": "aug",
+    "augment_kwargs": "aug",
+    "augment_p": "p",
+    "batch_size": "batch",
+    "embed_dim": "pairing_dim",
+    "freeze_layers": "freezed",
+    "max_size": "subset",
+    "num_gpus": "gpus",
+    "r1_gamma": "gamma",
+    "random_seed": "seed",
+    "resume_pkl": "resume",
+    "use_labels": "cond",
+    "view": "pairing_view",
+    "width": "pairing_width",
+}
 RESUMED_ADA_KIMG = 100  # a transferred D overfits sooner, so p may move faster
 
 
@@ -106,7 +125,7 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
             allowed = f"a power of two from {MIN_RESOLUTION} to {data.resolution}, which stands for the full size of this data set"
         raise UserError(f"--pairing-view={o.pairing_view} is not {allowed}")
     if "pairing_weight" not in typed and typed & PAIRING_DETAILS:  # a typed weight of 0 is the baseline of a sweep
-        given = ", ".join("--" + name.replace("_", "-") for name in sorted(typed & PAIRING_DETAILS))
+        given = ", ".join(flag_name(name) for name in sorted(typed & PAIRING_DETAILS))
         raise UserError(f"{given} without --pairing-weight: the weight is 0, so there is no pairing network; give a weight, such as 0.05")
     if o.pairing_features and o.pairing_view is not None:
         raise UserError(f"--pairing-features=1 shows the pairing network D's features, and --pairing-view={o.pairing_view} images; give one")
@@ -116,6 +135,8 @@ def _check_combinations(o: Options, typed: set[str], data: DataInfo, device: tor
         raise UserError(f"--pairing-near={o.pairing_near:g} places the negatives of --pairing-extra, which is 0; give both")
     if o.pairing_warmup is not None and o.pairing_target is not None:
         raise UserError("--pairing-warmup and --pairing-target both move the pairing weight; give one")
+    if not o.cond and (of_classes := [spec.name for spec in parse_metrics(o.metrics, o.detector) if spec.protocol.needs_classes]):
+        raise UserError(f"--metrics={of_classes[0]} is a figure per class, and without --cond=1 there are none; give both, or another metric")
 
 
 def _batch_arithmetic(o: Options, preset: Preset, gpus: int, pairing: bool) -> tuple[int, int, int]:
@@ -342,3 +363,10 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], leave_out: 
             yield from ((f"{key}.{name}", a, b) for name, a, b in differences(old, new, leave_out))
         elif old != new:
             yield key, old, new
+
+
+def option_of(setting: str) -> str | None:
+    """The option of train.py that a dotted setting comes from, as "--pairing-weight"; None where it is not one option's."""
+    last = setting.rpartition(".")[2]
+    name = "mirror" if setting == "training_set_kwargs.xflip" else OPTION_OF.get(last, last)
+    return flag_name(name) if name in {field.name for field in dataclasses.fields(Options)} else None

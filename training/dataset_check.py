@@ -98,10 +98,9 @@ def _check_images(store: FolderStore | ZipStore, names: list[str], report: Check
             usual = counts.most_common(1)[0][0]
             odd = [f"{name} {kind[position]}" for name, kind in kinds.items() if kind[position] != usual]
             report.problems.append(f"{len(odd)} image(s) have another {what} than {usual} (first: {_first(odd)})")
-    for size in report.sizes:
-        width, height = map(int, size.split("x"))
-        if start_of(height, width) is None:
-            report.problems.append(f"{report.sizes[size]} image(s) are {size} pixels, not {SIZES}")
+    if unfit := [size for size in report.sizes if start_of(*reversed([int(edge) for edge in size.split("x")])) is None]:
+        found = f"{unfit[0]} pixels" if len(unfit) == 1 else f"of {len(unfit)} sizes (first: {_first(unfit)})"
+        report.problems.append(f"{sum(report.sizes[size] for size in unfit)} image(s) are {found}, not {SIZES}")
     for mode in sorted(set(report.modes) - set(CHANNELS_OF_MODE)):
         report.problems.append(f"{report.modes[mode]} image(s) have the colour mode {mode}, not grey or RGB with or without alpha")
 

@@ -141,15 +141,15 @@ class Options:
     graphs: str = _speed("auto", click.Choice(GRAPH_POLICIES), "CUDA graphs; auto: on CUDA with one process and without --compile")
 
 
-def flag_name(field: dataclasses.Field) -> str:
-    """--option as typed."""
-    return "--" + field.name.replace("_", "-")
+def flag_name(name: str) -> str:
+    """A field of `Options` as it is typed, --option."""
+    return "--" + name.replace("_", "-")
 
 
 def add_options(command: click.Command) -> click.Command:
     """Adds every option to a click command. Its value is None unless the user typed one, so that what was typed can be told."""
     for field in dataclasses.fields(Options):
-        extra, names = dict(field.metadata["extra"]), [flag_name(field)]
+        extra, names = dict(field.metadata["extra"]), [flag_name(field.name)]
         if short := extra.pop("short", None):
             names.insert(0, short)
         is_flag = extra.pop("flag", False)
@@ -208,6 +208,6 @@ def option_table() -> str:
         if field.metadata["group"] != group:
             group = field.metadata["group"]
             lines.append(f"| **{group}** | | | |")
-        values = [f"`{flag_name(field)}`", _values(field), shown_default(field), field.metadata["help"]]
+        values = [f"`{flag_name(field.name)}`", _values(field), shown_default(field), field.metadata["help"]]
         lines.append("| " + " | ".join(v.replace("|", "\\|") for v in values) + " |")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from training.options import RESUME_SOURCES, Options
 
 
 def run_description(options: Options, typed: set[str], data_name: str) -> str:
-    """What follows the number in the name of the run folder: the data set and whatever was given explicitly."""
+    """What follows the number in the name of the run folder: the data set, and what was given that runs are told by."""
     o = options
     parts = [data_name]
     parts += ["cond"] if o.cond else []

@@ -16,8 +16,8 @@ from training import config
 R1_WEIGHT = "{gamma}"  # in an option: the R1 weight of the setting
 HALF = "{half}"  # in an option: half of the run's kimg
 LAMBDA = 0.05
-_PAIRING_TERMS = tuple(f"pairing_{name}" for name in ("weight", "tau", "mode", "space", "gather", "shuffle", "features", "extra", "near"))
-_TERMS = (*_PAIRING_TERMS, "ms_weight", "objective")
+# What of the loss belongs to preset and setting. All else is the method's: a term that somebody adds tells its runs from StyleGAN2's by itself.
+_NOT_THE_METHODS = {"class_name", "r1_gamma", "r2_gamma", "style_mixing_prob", "pl_weight", "pl_batch_shrink", "pl_decay"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _known_terms() -> dict[str, dict[str, Any]]:
 def _terms(options: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration is the method's; R1's weight and all that belongs to preset and data are not."""
     loss = options.get("loss_kwargs", {})
-    terms = {name: loss[name] for name in _TERMS if name in loss}
+    terms = {name: value for name, value in loss.items() if name not in _NOT_THE_METHODS}
     terms["augmentation"] = "ada" if "ada_target" in options else f"fixed p={options['augment_p']:g}" if "augment_p" in options else "noaug"
     if loss.get("r2_gamma", 0) > 0:
         terms["R2"] = True
