@@ -48,7 +48,7 @@ def check_outdir(outdir: str) -> None:
 def check_resume(source: str | None) -> None:
     """Raises UserError if the network to start from is a file that does not exist."""
     if source is not None and not is_url(source) and not os.path.isfile(source):
-        found = "is a folder" if os.path.isdir(source) else "no such file"
+        found = "this is a folder" if os.path.isdir(source) else "no such file"
         raise UserError(f"--resume={source}: {found}; give a snapshot, a URL or a named source")
 
 

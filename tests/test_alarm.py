@@ -47,7 +47,7 @@ def test_variety_that_falls_while_fid_falls_is_an_alarm_at_the_second_evaluation
     (event,) = find_events(*past(**falling), PLAIN)
     assert event.since == 200 and event.numbers == {name: 0.35, f"best {name}": 0.5, "fid50k_full": 18, "fid50k_full then": 26}
     assert f"{name} fell from 0.500 at 200 kimg to 0.350 at 400 kimg while fid50k_full went from 26 to 18" in event.text
-    assert "--pairing-weight=0.05, --aug=ada, more data, or an end at the snapshot of 200 kimg" in event.text
+    assert "a higher --gamma, --pairing-weight=0.05, --aug=ada, more data, or an end at the snapshot of 200 kimg" in event.text
 
 
 def test_collision_that_grows_is_an_alarm():
@@ -73,7 +73,7 @@ def test_accuracy_of_the_training_counts_unless_its_weight_follows_it():
     assert told(Setting(1, pairing=True), **falling) == [(500, "collapse", True)]
     assert told(Setting(1, pairing=True, steered=True), **falling) == []
     (event,) = find_events(*past(**falling), Setting(1, pairing=True, augmentation="ada"))
-    assert "the pairing accuracy fell" in event.text and "; a higher --pairing-weight, more data" in event.text
+    assert "the pairing accuracy fell" in event.text and "; a higher --gamma, a higher --pairing-weight, more data" in event.text
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,8 @@ LOOKS: dict[str, Callable[[_Past, bool], _Finding | None]] = {
 def _advice(kind: str, setting: Setting, since: int) -> str:
     more = "" if setting.augmentation == "ada" else "--aug=ada, "
     pairing = "a higher --pairing-weight" if setting.pairing else "--pairing-weight=0.05"
-    first = {"collapse": f"{pairing}, {more}", "decline": more, "overfitting": more, "score gap": f"a higher --gamma, {more}"}[kind]
+    # R1 first: on 2,000 images a larger weight kept a collapse away by itself (docs/results/cifar10-2000.md).
+    first = {"collapse": f"a higher --gamma, {pairing}, {more}", "decline": more, "overfitting": more, "score gap": f"a higher --gamma, {more}"}[kind]
     return f"{first}more data, or an end at the snapshot of {since} kimg may help"
 
 

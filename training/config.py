@@ -38,11 +38,10 @@ FIGURES = ("_precision", "_recall", "_coverage", "_mean", "_worst")  # what metr
 NOT_COMPARED = (BOOKKEEPING - {SEED}) | {"device", "ops", "graphs", "compile", "cudnn_benchmark", "path", "precision"}
 # Options that say nothing without a pairing network.
 PAIRING_DETAILS = {field.name for field in dataclasses.fields(Options) if field.name.startswith("pairing_")} - {"pairing_weight"}
-# Options by the settings that they become, where those have other names.
+# Options by the settings that they become, where those have other names and are no other option's, too.
 OPTION_OF = {
     "P_kwargs": "pairing_weight",
     "P_opt_kwargs": "pairing_lr",
-    "ada_target": "aug",
     "augment_kwargs": "aug",
     "augment_p": "p",
     "batch_size": "batch",
